@@ -1,0 +1,114 @@
+"""The actors of one role: launched together, started under a deadline, replaced when they die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray import ObjectRef
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raylign.actors.shells import LearnerShell, Shell
+from raylign.config import RoleResources
+from raylign.learners.learner import Learner
+
+S = TypeVar("S", bound=Shell)
+
+
+class ActorGroup(Generic[S]):
+    """Launches `resources.num_actors` shells; nothing is loaded until `submit_start`.
+
+    Args:
+        role: its name in messages.
+        shell: the actor class.
+        build: makes the plain class inside the actor.
+        slots: where each actor goes.
+        num_threads: compute threads of each actor.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        shell: type[S],
+        build: Callable[[], Any],
+        resources: RoleResources,
+        slots: list[PlacementGroupSchedulingStrategy],
+        num_threads: int,
+    ) -> None:
+        self.role = role
+        self._build = build
+        self._options = {
+            "num_cpus": resources.num_cpus,
+            "num_gpus": resources.num_gpus,
+            # Ray must not bring back an actor with its first weights: replacing one is ours, with a sync.
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "runtime_env": {"env_vars": _environment(num_threads)},
+        }
+        self._shell = shell
+        self._slots = slots
+        self.actors: list[Any] = [self._launch(slot) for slot in slots]
+
+    def __getitem__(self, index: int) -> Any:
+        """Actor `index`, counted round the group, so that shard i goes to the same actor every time."""
+        return self.actors[index % len(self.actors)]
+
+    def __len__(self) -> int:
+        return len(self.actors)
+
+    def submit_start(self) -> list[ObjectRef]:
+        """Load the models in all actors."""
+        return [actor.start.remote(self._build) for actor in self.actors]
+
+    def replace(self, actor_id: str) -> ObjectRef | None:
+        """If the actor of this id is ours, put a new one in its place and submit its start."""
+        for i, actor in enumerate(self.actors):
+            if actor._actor_id.hex() == actor_id:
+                ray.kill(actor)
+                self.actors[i] = self._launch(self._slots[i])
+                return self.actors[i].start.remote(self._build)
+        return None
+
+    def kill(self) -> None:
+        """End all actors at once."""
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+
+    def _launch(self, slot: PlacementGroupSchedulingStrategy) -> Any:
+        return ray.remote(self._shell).options(scheduling_strategy=slot, **self._options).remote()
+
+
+class LearnerGroup(ActorGroup[LearnerShell]):
+    """The ranks of one learner. Rank 0 answers for all; they live and die together."""
+
+    _build: partial[Learner]
+
+    def submit_join(self, address: str | None, restore: str | None, timeout: float) -> list[ObjectRef]:
+        """Build the learner on every rank, in one torch.distributed world if there are several."""
+        size = len(self.actors)
+        return [
+            actor.join.remote(self._build, (rank, size, address, timeout), restore)
+            for rank, actor in enumerate(self.actors)
+        ]
+
+    def submit_all(self, method: str, *args: Any) -> list[ObjectRef]:
+        """The same call on every rank."""
+        return [getattr(actor, method).remote(*args) for actor in self.actors]
+
+    @property
+    def head(self) -> Any:
+        return self.actors[0]
+
+
+def _environment(num_threads: int) -> dict[str, str]:
+    return {
+        "OMP_NUM_THREADS": str(num_threads),
+        # Threads that wait must not spin: where actors share cores, spinning made a small model's step 3x slower.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }

@@ -1,0 +1,23 @@
+"""The loss of supervised fine-tuning."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from raylign.algorithms.loss import LossSum, check_inputs
+
+
+def cross_entropy_loss(*, logprobs: Tensor) -> LossSum:
+    """Negative log-likelihood of the completion tokens: `L = -sum_t log p(y_t | x, y_<t)`.
+
+    logprobs `[M]` over completion tokens, in nats, with gradient.
+
+    Metrics, sums over tokens:
+        sft/nll  the loss itself, nats; exp of its mean is the perplexity
+
+    Raises:
+        ValueError: logprobs are of half precision.
+    """
+    check_inputs(logprobs=logprobs)
+    total = -logprobs.sum()
+    return LossSum(total, {"sft/nll": total.detach()})

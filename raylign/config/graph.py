@@ -1,0 +1,59 @@
+"""The runs that a run needs: its `run:` paths, followed to the end and checked before anything is executed."""
+
+from __future__ import annotations
+
+from raylign.config.load import load_config
+from raylign.config.run import RunConfig
+from raylign.errors import ConfigError
+
+
+def upstream_configs(config: RunConfig, chain: tuple[str, ...] = ()) -> dict[str, RunConfig]:
+    """Configs named by the `run:` paths of `config`, by that path, with what they take from it.
+
+    An upstream run takes `output_dir`, `rollout.engine` and, if it has a task of the same name, `task` from the run
+    that needs it: with another task seed or engine, the whole graph is of that seed or engine. The run's own `seed`
+    is not handed down, so that runs which differ in seed share their start.
+
+    Raises:
+        ConfigError: a config is missing or wrong, needs itself, or does not make what is asked of it.
+    """
+    found = {}
+    for place, value in config.sources():
+        if not value.startswith("run:"):
+            continue
+        if value in chain:
+            raise ConfigError([f"{place}: {value} needs itself: {' -> '.join([*chain, value])}; break the circle"])
+        upstream = load_config(value.removeprefix("run:"))
+        _check_makes(upstream, place, value)
+        handed: dict[str, object] = {"output_dir": config.output_dir}
+        if upstream.task and config.task and upstream.task.name == config.task.name:
+            handed["task"] = config.task
+        if config.rollout.engine != "auto":
+            handed["rollout"] = upstream.rollout.model_copy(update={"engine": config.rollout.engine})
+        found[value] = upstream.model_copy(update=handed)
+    return found
+
+
+def check_graph(config: RunConfig, chain: tuple[str, ...] = ()) -> list[str]:
+    """Names of all runs that `config` needs, in an order in which they can be executed."""
+    names: list[str] = []
+    for value, upstream in upstream_configs(config, chain).items():
+        for name in [*check_graph(upstream, (*chain, value)), upstream.name]:
+            if name not in names:
+                names.append(name)
+    return names
+
+
+def _check_makes(upstream: RunConfig, place: str, value: str) -> None:
+    makes = upstream.algorithm.name
+    wanted = "a dataset, from a collect run"
+    if place.endswith("data.path"):
+        fits = makes == "collect"
+    elif place.endswith("reward.path"):
+        fits, wanted = makes == "reward_model", "a reward model, from a reward_model run"
+    else:
+        fits, wanted = makes in ("sft", "dpo", "ppo"), "a language model, from an sft, dpo or ppo run"
+    if place == "algorithm.critic.path":
+        fits = fits or makes == "reward_model"
+    if not fits:
+        raise ConfigError([f"{place}: {value} is a {makes} run; needed is {wanted}"])

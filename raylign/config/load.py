@@ -1,0 +1,168 @@
+"""YAML + `a.b=c` overrides -> RunConfig, with errors that name the line and the dotted path."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raylign.config.run import RunConfig
+from raylign.errors import ConfigError
+
+Loc = tuple[str | int, ...]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run config.
+
+    Args:
+        path: YAML file.
+        overrides: `dotted.key=value`, the value read as YAML; applied in order over the file.
+    Raises:
+        ConfigError: unreadable file, bad YAML, unknown key, wrong type or contradiction; one line each,
+            `file:line: dotted.key: problem`.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as e:
+        raise ConfigError([f"{path}: cannot read the config: {e.strerror or e}; check the path"]) from None
+    try:
+        tree = yaml.safe_load(text)
+        lines = _lines(yaml.compose(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = " ".join(str(getattr(e, "problem", None) or e).split())
+        raise ConfigError([f"{place}: not valid YAML: {problem}; check indentation and quotes"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{path}:1: a run config is a mapping of keys to values; this file is not"])
+    for text in overrides:
+        _override(tree, lines, text)
+    return parse_config(_anchor(tree, path.resolve().parent), str(path), lines)
+
+
+def parse_config(tree: dict[str, Any], source: str = "config", lines: dict[Loc, str | int] | None = None) -> RunConfig:
+    """Validate a config given as nested dicts; `source` and `lines` only serve the error messages."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as e:
+        raise ConfigError([_explain(fault, source, lines or {}) for fault in e.errors()]) from None
+
+
+def _anchor(node: Any, folder: Path) -> Any:
+    """`run:other.yaml` is meant beside the config that says it."""
+    if isinstance(node, dict):
+        return {key: _anchor(value, folder) for key, value in node.items()}
+    if isinstance(node, str) and node.startswith("run:"):
+        return f"run:{(folder / node.removeprefix('run:')).resolve()}"
+    return node
+
+
+def _override(tree: dict[str, Any], lines: dict[Loc, str | int], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError([f"override {text!r}: write it as dotted.key=value"])
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise ConfigError([f"override {text!r}: the value is not valid YAML; quote it"]) from None
+    *parents, last = key.strip().split(".")
+    node = tree
+    for depth, parent in enumerate(parents):
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            place = ".".join(parents[: depth + 1])
+            raise ConfigError([f"override {text!r}: {place} is the value {child!r} and has no keys below it"])
+        node = child
+    node[last] = value
+    lines[(*parents, last)] = f"override {text!r}"
+
+
+def _lines(node: yaml.Node | None, at: Loc = ()) -> dict[Loc, str | int]:
+    """Line number of every key of a YAML tree, by its path."""
+    found: dict[Loc, str | int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            found[(*at, key.value)] = key.start_mark.line + 1
+            found |= _lines(value, (*at, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            found[(*at, i)] = value.start_mark.line + 1
+            found |= _lines(value, (*at, i))
+    return found
+
+
+def _explain(fault: Any, source: str, lines: dict[Loc, str | int]) -> str:
+    keys, owner = _walk(fault["loc"])
+    tag_key = fault.get("ctx", {}).get("discriminator", "").strip("'")
+    if fault["type"] == "union_tag_invalid":
+        keys = (*keys, tag_key)
+    place = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), None)
+    where = place if isinstance(place, str) else f"{source}:{place or 1}" if lines else source
+    dotted = ".".join(map(str, keys))
+    message = fault["msg"].removeprefix("Value error, ")
+    match fault["type"]:
+        case "extra_forbidden":
+            message = f"unknown key; {_nearest(str(keys[-1]), owner.model_fields if owner else ())}"
+        case "missing":
+            message = "this key is required; add it"
+        case "union_tag_not_found":
+            message = f"say which one with {tag_key}: one of {_tags(keys)}"
+        case "union_tag_invalid":
+            tags = [t.strip(" '") for t in fault["ctx"]["expected_tags"].split(",")]
+            message = f"unknown {tag_key} {fault['ctx']['tag']!r}; {_nearest(str(fault['ctx']['tag']), tags)}"
+        case "value_error":
+            pass
+        case _:
+            message = f"{message[0].lower()}{message[1:]}, not {fault['input']!r}"
+    return f"{where}: {dotted}: {message}" if dotted else f"{where}: {message}"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+def _walk(loc: Loc) -> tuple[Loc, type[BaseModel] | None]:
+    """The path as the user writes it (pydantic inserts union tags) and the class that holds its last key."""
+    keys: list[str | int] = []
+    kinds: list[type[BaseModel]] = [RunConfig]
+    owner: type[BaseModel] | None = RunConfig
+    for part in loc:
+        tagged = [k for k in kinds if part in _tags_of(k)]
+        if len(kinds) > 1 and tagged:
+            kinds = tagged
+            continue
+        owner = kinds[0] if len(kinds) == 1 else None
+        keys.append(part)
+        known = owner.model_fields.get(str(part)) if owner else None
+        kinds = _classes(known.annotation) if known else []
+    return tuple(keys), owner
+
+
+def _classes(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [c for arg in get_args(annotation) for c in _classes(arg)]
+
+
+def _tags_of(kind: type[BaseModel]) -> tuple[Any, ...]:
+    for name in ("name", "type"):
+        if name in kind.model_fields:
+            return get_args(kind.model_fields[name].annotation)
+    return ()
+
+
+def _tags(keys: Loc) -> str:
+    kinds: list[type[BaseModel]] = [RunConfig]
+    for key in keys:
+        kinds = _classes(kinds[0].model_fields[str(key)].annotation)
+    return ", ".join(str(tag) for kind in kinds for tag in _tags_of(kind))

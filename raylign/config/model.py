@@ -1,0 +1,46 @@
+"""Which models take part and in what precision."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from raylign.config.base import Config
+
+
+class ModelConfig(Config):
+    path: str
+    """Hugging Face folder or hub name; `task:model` for the embedded task's untrained model; `run:other.yaml`
+    for the model that another run makes (that run is executed first if it has not been)."""
+    tokenizer: str | None = None
+    """Where the tokenizer is, if not beside the model."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the master weights that the optimizer updates."""
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of the forward and backward pass (autocast over the master weights)."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    dropout: bool = False
+    """Keep the model's own dropout while learning. Off by default: it makes the policy ratio noisy."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for sources you trust."""
+
+
+class OptimizerConfig(Config):
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW moment decay rates."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW epsilon."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, on matrices only (not on biases and norms)."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all optimizer steps during which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after warm-up; linear and cosine end at 0."""

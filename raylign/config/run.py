@@ -1,0 +1,143 @@
+"""`RunConfig`: everything a run is. Two runs with equal configs (and equal data) are the same run."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from raylign.config.algorithm import AlgorithmConfig
+from raylign.config.base import Config
+from raylign.config.data import DataConfig
+from raylign.config.model import ModelConfig
+from raylign.config.roles import EvaluationConfig, LimitsConfig, PlacementConfig, RewardConfig, RolloutConfig
+
+
+class SentimentTask(Config):
+    """Short reviews with a known sentiment, after section 6.1 of Rafailov et al. 2023."""
+
+    name: Literal["sentiment"]
+    seed: int = 0
+    """Seed of the corpus and of the model's first weights."""
+    num_reviews: int = Field(default=6000, ge=100)
+    """Reviews in the corpus that the SFT stage learns from."""
+    num_prompts: int = Field(default=2000, ge=10)
+    """Training prompts (beginnings of further reviews)."""
+    num_eval_prompts: int = Field(default=256, ge=10)
+    """Held-out prompts."""
+    hidden_size: int = Field(default=128, ge=16)
+    """Width of the model."""
+    num_layers: int = Field(default=4, ge=1)
+    """Depth of the model."""
+
+
+class LearnerConfig(Config):
+    """What policy, critic and reward-model learners share."""
+
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Padded tokens in one forward and backward pass; batches are split by length to stay below it."""
+
+
+class CheckpointConfig(Config):
+    every_steps: int = Field(default=50, ge=1)
+    """Steps between commits; the last step is always committed."""
+    keep: int = Field(default=2, ge=1)
+    """Commits kept on disk."""
+
+
+class WandbConfig(Config):
+    project: str
+    """W&B project."""
+    entity: str | None = None
+    """W&B team or user."""
+    group: str | None = None
+    """W&B group, to gather the runs of a comparison."""
+    mode: Literal["online", "offline", "shared"] = "online"
+    """offline writes to the run directory, to be sent later with `wandb sync`."""
+
+
+class TrackingConfig(Config):
+    """metrics.jsonl is always written."""
+
+    wandb: WandbConfig | None = None
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+
+
+class RunConfig(Config):
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run and of its directory."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Every random choice of the run follows from it."""
+    output_dir: str = "runs"
+    """Where run directories are made, relative to the working directory."""
+    task: SentimentTask | None = None
+    """Embedded task whose model, data and ground truth `task:...` paths refer to."""
+    model: ModelConfig
+    """The model that learns (the policy, or the reward model's start)."""
+    reference: ModelConfig | None = None
+    """What the KL is measured against; the policy's start if not set."""
+    data: DataConfig
+    """Training rows: prompts for ppo and collect; text, messages or prompt/completion for sft; pairs for dpo and
+    reward_model."""
+    reward: RewardConfig | None = None
+    """What scores completions."""
+    evaluation: EvaluationConfig | None = None
+    algorithm: AlgorithmConfig
+    learner: LearnerConfig = LearnerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    placement: PlacementConfig = PlacementConfig()
+    limits: LimitsConfig = LimitsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _no_dots_only(cls, name: str) -> str:
+        if set(name) == {"."}:
+            raise ValueError("is not a directory name")
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        algorithm = self.algorithm.name
+        if algorithm in ("ppo", "collect") and self.reward is None:
+            raise ValueError(
+                f"reward: {algorithm} scores its samples; add a reward section, e.g. reward: {{type: task}}"
+            )
+        if self.algorithm.name == "ppo":
+            if self.rollout.sampling.top_p < 1 or self.rollout.sampling.top_k > 0:
+                raise ValueError(
+                    "rollout.sampling: ppo must sample from the policy itself; set top_p: 1.0 and top_k: 0"
+                )
+            samples = self.algorithm.prompts_per_step * self.algorithm.samples_per_prompt
+            if self.algorithm.minibatches > samples:
+                raise ValueError(
+                    f"algorithm.minibatches: {self.algorithm.minibatches} is more than the {samples} samples of a step"
+                )
+        if self.evaluation and algorithm != "reward_model" and not (self.evaluation.reward or self.reward):
+            raise ValueError("evaluation.reward: nothing scores the evaluation; set it or the run's reward")
+        if self.task is None:
+            for place, value in self.sources():
+                if value.startswith("task:"):
+                    raise ValueError(f"{place}: {value} needs a task section, e.g. task: {{name: sentiment}}")
+            rewards = {"reward": self.reward, "evaluation.reward": self.evaluation and self.evaluation.reward}
+            for place, reward in rewards.items():
+                if reward and reward.type == "task":
+                    raise ValueError(f"{place}: type task needs a task section, e.g. task: {{name: sentiment}}")
+        return self
+
+    def sources(self) -> list[tuple[str, str]]:
+        """Every (dotted place, value) that names a model or dataset: the edges of the graph of runs."""
+        found = [("model.path", self.model.path), ("data.path", self.data.path)]
+        if self.model.tokenizer:
+            found.append(("model.tokenizer", self.model.tokenizer))
+        if self.reference:
+            found.append(("reference.path", self.reference.path))
+        if self.reward and self.reward.type == "model":
+            found.append(("reward.path", self.reward.path))
+        if self.evaluation:
+            found.append(("evaluation.data.path", self.evaluation.data.path))
+            if self.evaluation.reward and self.evaluation.reward.type == "model":
+                found.append(("evaluation.reward.path", self.evaluation.reward.path))
+        if self.algorithm.name == "ppo" and self.algorithm.critic.path:
+            found.append(("algorithm.critic.path", self.algorithm.critic.path))
+        return found

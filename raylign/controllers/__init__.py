@@ -1,0 +1,1 @@
+"""The loops and what holds them: stages, actors, commits, evaluation and the summary of a run."""

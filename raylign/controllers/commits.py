@@ -1,0 +1,118 @@
+"""The commit: one directory, whole or not there, that holds all a run needs to go on.
+
+    commits/step_000050/
+        manifest.json    what the run knows (step, data cursor, KL controller, tracker) and every file's size and SHA-256
+        policy/          a Hugging Face folder, with state/ (optimizer, random state) inside
+        critic/          the same, for PPO
+
+A commit is written beside its final name, synced to disk and renamed, so a crash leaves the last one whole. It is a
+`ray.train.Checkpoint` directory: `Checkpoint.from_directory(path)` opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.train import Checkpoint
+
+from raylign.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A verified commit on disk."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]  # JSON: what the controller restores
+
+    def role(self, name: str) -> str:
+        """Folder of a role's model and state."""
+        return str(self.path / name)
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint.from_directory(str(self.path))
+
+
+class Commits:
+    """The commits of one run directory."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def latest(self) -> Commit | None:
+        """The newest commit, verified file by file.
+
+        Raises:
+            CheckpointError: it does not match its manifest; the message names the file and the way out.
+        """
+        steps = sorted(self.folder.glob("step_*"))
+        return verify(steps[-1]) if steps else None
+
+    def begin(self, step: int) -> Path:
+        """An empty directory for the roles to write into."""
+        for left in self.folder.glob(".writing-*"):
+            shutil.rmtree(left)
+        path = self.folder / f".writing-{step:06d}"
+        path.mkdir()
+        return path
+
+    def finish(self, path: Path, step: int, state: dict[str, Any]) -> Commit:
+        """Seal what was written, put it under its name, and prune the oldest commits."""
+        files = {}
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            files[str(file.relative_to(path))] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+            _sync(file)
+        manifest = path / MANIFEST
+        manifest.write_text(json.dumps({"format": _FORMAT, "step": step, "state": state, "files": files}, indent=1))
+        _sync(manifest)
+        for folder in [*(p for p in path.rglob("*") if p.is_dir()), path]:
+            _sync(folder)
+        final = self.folder / f"step_{step:06d}"
+        if final.exists():  # the same step, redone after a rewind
+            shutil.rmtree(final)
+        path.rename(final)
+        _sync(self.folder)
+        for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
+            shutil.rmtree(old)
+        return Commit(final, step, state)
+
+
+def verify(path: Path) -> Commit:
+    """Read a commit and check every file against the manifest."""
+    advice = f"delete {path} to fall back to the commit before it"
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path / MANIFEST}: unreadable: {e}; {advice}") from None
+    if manifest["format"] != _FORMAT:
+        raise CheckpointError(f"{path / MANIFEST}: format {manifest['format']}, this raylign reads {_FORMAT}")
+    for name, wanted in manifest["files"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != wanted["size"] or _sha256(file) != wanted["sha256"]:
+            raise CheckpointError(f"{file}: missing or not as the manifest says; {advice}")
+    return Commit(path, manifest["step"], manifest["state"])
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,71 @@
+"""What a loop is given besides its actors: where to log, when to stop, how to commit."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raylign.actors.waiting import Stop, Waiter
+from raylign.config import RunConfig
+from raylign.controllers.commits import Commit, Commits
+from raylign.errors import Interrupted
+from raylign.tracking import Tracker, View
+
+
+@dataclass
+class Run:
+    """A run in progress. `config` has no `run:` or `task:` paths any more."""
+
+    config: RunConfig
+    folder: Path  # absolute
+    commits: Commits
+    stop: Stop
+    view: View
+    tracker: Tracker
+    totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # summed time/* and tokens/*
+    wall_before: float = 0.0  # seconds that earlier processes spent on the committed steps
+    committed: Commit | None = None
+
+    def __post_init__(self) -> None:
+        self.waiter = Waiter(self.stop)
+        self._start = time.monotonic()
+
+    def wall(self) -> float:
+        """Seconds this run has taken, over all the processes that worked on it."""
+        return self.wall_before + time.monotonic() - self._start
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Metrics of a finished step (counted from 1), everywhere."""
+        for name, value in metrics.items():
+            if name.startswith(("time/", "tokens/")):
+                self.totals[name] += value
+        self.tracker.log(step, metrics)
+        self.view.update(step, metrics)
+
+    def commit_if_due(self, step: int, last: int, write: Callable[[Path], dict[str, Any]]) -> None:
+        """Commit after step `step` if it is time, the last one, or a stop was requested; then obey the stop."""
+        if step % self.config.checkpoint.every_steps == 0 or step == last or self.stop.requested:
+            self.commit(step, write)
+        if self.stop.requested and step < last:
+            raise Interrupted(f"stopped after step {step} of {last}; committed; go on with --resume")
+
+    def commit(self, step: int, write: Callable[[Path], dict[str, Any]]) -> None:
+        with self.stage("save"):
+            path = self.commits.begin(step)
+            state = write(path)
+            state |= {"tracker": self.tracker.state(), "totals": dict(self.totals), "wall_seconds": self.wall()}
+            self.committed = self.commits.finish(path, step, state)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the wall time of a part of the run that is not inside a step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.totals[f"time/{name}"] += time.perf_counter() - start

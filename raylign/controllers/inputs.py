@@ -1,0 +1,55 @@
+"""The rows of a run, read and checked before any actor exists, so that a bad file costs nothing."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from raylign.config import DataConfig, RunConfig
+from raylign.data import load_pairs, load_prompts, load_sequences
+from raylign.errors import UserError
+from raylign.models.load import context_length, load_tokenizer
+from raylign.types import Dataset, PromptSet
+
+KIND = {"ppo": "prompts", "collect": "prompts", "sft": "sequences", "dpo": "pairs", "reward_model": "pairs"}
+
+
+def load_inputs(config: RunConfig) -> tuple[Dataset, Dataset | None]:
+    """Training rows, and held-out rows if there is an evaluation.
+
+    Raises:
+        DataError, UserError: one line with file:line or dotted path, and the fix.
+    """
+    tokenizer = load_tokenizer(config.model)
+    context = context_length(config.model)
+    kind = KIND[config.algorithm.name]
+    train = _load(kind, config.data, tokenizer, config, context)
+    if config.evaluation is None:
+        return train, None
+    held_out = "pairs" if config.algorithm.name == "reward_model" else "prompts"
+    return train, _load(held_out, config.evaluation.data, tokenizer, config, context)
+
+
+def prompt_limit(config: RunConfig, context: int) -> int:
+    """Longest prompt that leaves room for a completion."""
+    context = min(context, config.rollout.max_model_len or context)
+    limit = context - config.rollout.sampling.max_tokens
+    if limit < 1:
+        raise UserError(
+            f"rollout.sampling.max_tokens: {config.rollout.sampling.max_tokens} leaves no room for a prompt in the "
+            f"context of {context} tokens; lower it"
+        )
+    return limit
+
+
+def _load(kind: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: RunConfig, context: int) -> Dataset:
+    match kind:
+        case "prompts":
+            return load_prompts(data, tokenizer, prompt_limit(config, context))
+        case "sequences":
+            return load_sequences(data, tokenizer, context)
+        case _:
+            return load_pairs(data, tokenizer, context)
+
+
+def num_rows(dataset: Dataset) -> int:
+    return len(dataset.tokens) if isinstance(dataset, PromptSet) else len(dataset)

@@ -1,0 +1,133 @@
+"""The loop of SFT, DPO and the reward model.
+
+    rows -> [reference logprobs, once, cached by content] -> learner.update_rows -> commit
+
+The dataset lies in the object store; the driver sends row numbers. No rollout, reward or critic is placed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray import ObjectRef
+from safetensors.numpy import load_file, save_file
+
+from raylign.config import DPOConfig, RewardModelConfig, RunConfig, SFTConfig
+from raylign.controllers.context import Run
+from raylign.controllers.roles import Roles
+from raylign.data.sampler import Sampler
+from raylign.types import FloatArray, PairSet
+
+_REFERENCE_ROWS = 256  # pairs scored in one call, so that progress shows and no call runs into a deadline
+
+
+class OfflineLoop:
+    def __init__(
+        self, run: Run, roles: Roles, algorithm: SFTConfig | DPOConfig | RewardModelConfig, num_rows: int
+    ) -> None:
+        self.run, self.roles = run, roles
+        self.sampler = Sampler(num_rows, algorithm.batch_size, run.config.seed)
+        self.num_steps = num_steps(algorithm, num_rows)
+        self.step = 0
+
+    def set_data(self, data: ObjectRef, ref_logprobs: tuple[FloatArray, FloatArray] | None) -> None:
+        """Every rank keeps the dataset (without a copy, on the node where it lies)."""
+        self._fetch(self.roles["policy"].submit_all("set_data", data, ray.put(ref_logprobs)), "start")
+
+    def accuracy(self, held_out: ObjectRef) -> dict[str, Any]:
+        """Share of held-out pairs that the reward model orders as the labels do."""
+        self.run.view.phase("evaluating")
+        with self.run.stage("evaluate"):
+            (found,) = self._fetch([self.roles["policy"].head.evaluate.remote(held_out)], "generate")
+        return {"score": found["reward_model/accuracy"], "kl": None} | found
+
+    def train(self) -> None:
+        """Run until the last step; commit and log on the way."""
+        while self.step < self.num_steps:
+            start = time.perf_counter()
+            updates = self.roles["policy"].submit_all("update_rows", self.sampler.next())
+            metrics = self._fetch(updates, "update")[0]
+            metrics[f"{self.run.config.algorithm.name}/loss"] = metrics.pop("loss")
+            self.step += 1
+            busy = self._fetch([self.roles["policy"].head.pop_metrics.remote()], "update")[0]
+            seconds = time.perf_counter() - start
+            rate = {"throughput/tokens_per_second": metrics["tokens/trained"] / seconds}
+            self.run.log(self.step, metrics | busy | rate | {"time/step": seconds})
+            self.run.commit_if_due(self.step, self.num_steps, self.save)
+
+    def save(self, path: Path) -> dict[str, Any]:
+        self._fetch(self.roles["policy"].submit_all("save", str(path / "policy")), "save")
+        return {"sampler": self.sampler.state()}
+
+    def restore(self, step: int, state: dict[str, Any]) -> None:
+        self.step = step
+        self.sampler.restore(state["sampler"])
+
+    def _fetch(self, refs: list[ObjectRef], phase: str) -> list[Any]:
+        timeout = getattr(self.run.config.limits, phase)
+        return self.run.waiter.fetch(
+            refs, timeout=timeout, waiting_for=f"step {self.step + 1}, {phase} (limits.{phase})"
+        )
+
+
+def num_steps(algorithm: SFTConfig | DPOConfig | RewardModelConfig, num_rows: int) -> int:
+    """Optimizer steps of a run over `num_rows` rows."""
+    steps = algorithm.epochs * -(-num_rows // algorithm.batch_size)
+    return min(steps, algorithm.max_steps or steps)
+
+
+def reference_logprobs(run: Run, roles: Roles, pairs: PairSet, data: ObjectRef) -> tuple[FloatArray, FloatArray]:
+    """Logprob sums of chosen and rejected under the reference: [P] each, computed by the reference actors."""
+    firsts = range(0, len(pairs), _REFERENCE_ROWS)
+    run.view.phase("scoring pairs with the reference")
+    with run.stage("reference"):
+        parts = run.waiter.fetch(
+            [
+                roles["reference"][i].pair_logprobs.remote(data, first, min(first + _REFERENCE_ROWS, len(pairs)))
+                for i, first in enumerate(firsts)
+            ],
+            timeout=run.config.limits.generate,
+            waiting_for="reference logprobs of the dataset (limits.generate)",
+            interruptible=True,
+        )
+    chosen, rejected = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
+    return chosen, rejected
+
+
+def cached_logprobs(file: Path) -> tuple[FloatArray, FloatArray] | None:
+    """What `cache_logprobs` wrote, if it did."""
+    if not file.exists():
+        return None
+    arrays = load_file(file)
+    return arrays["chosen"], arrays["rejected"]
+
+
+def cache_logprobs(file: Path, logprobs: tuple[FloatArray, FloatArray]) -> None:
+    """Keep reference logprobs for the next run on the same pairs and reference."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writing = file.with_suffix(".writing")
+    save_file({"chosen": np.ascontiguousarray(logprobs[0]), "rejected": np.ascontiguousarray(logprobs[1])}, writing)
+    writing.replace(file)
+
+
+def reference_key(config: RunConfig, pairs: PairSet) -> str:
+    """Hash of all that reference logprobs depend on: tokens, masks, the reference's files, the precision."""
+    reference = config.reference or config.model
+    digest = hashlib.sha256(f"{reference.compute_dtype} {reference.weights_dtype}".encode())
+    for side in (pairs.chosen, pairs.rejected):
+        for array in (side.tokens.values, side.tokens.offsets, side.completion_mask.values):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    folder = Path(reference.path)
+    if folder.is_dir():
+        for file in sorted(folder.glob("*.safetensors")):
+            with file.open("rb") as f:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
+        digest.update((folder / "config.json").read_bytes())
+    else:
+        digest.update(f"{reference.path} {reference.revision}".encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,219 @@
+"""From a config to its actors: which roles it needs, what each one builds, how many threads it gets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from ray import ObjectRef
+
+from raylign.actors.group import ActorGroup, LearnerGroup
+from raylign.actors.placement import Placement, reserve
+from raylign.actors.shells import (
+    CriticShell,
+    OfflineShell,
+    PPOPolicyShell,
+    ReferenceShell,
+    RewardShell,
+    RolloutShell,
+)
+from raylign.config import ModelConfig, OptimizerConfig, RewardConfig, RoleResources, RunConfig
+from raylign.controllers.commits import Commit
+from raylign.controllers.context import Run
+from raylign.learners.learner import LearnerSpec
+from raylign.learners.offline import DPOLearner, RewardModelLearner, SFTLearner
+from raylign.learners.ppo import CriticLearner, PPOPolicyLearner
+from raylign.learners.reference import ReferenceModel
+from raylign.models.load import load_tokenizer, stop_tokens
+from raylign.rewards.worker import RewardWorker
+from raylign.rollout.worker import RolloutWorker
+
+OFFLINE = {"sft": SFTLearner, "dpo": DPOLearner, "reward_model": RewardModelLearner}
+
+
+@dataclass
+class Roles:
+    """The actor groups of a run, in one placement. Leave it through `close`, whatever happened."""
+
+    placement: Placement
+    groups: dict[str, Any]
+
+    def __getitem__(self, role: str) -> Any:
+        return self.groups[role]
+
+    def __contains__(self, role: str) -> bool:
+        return role in self.groups
+
+    def pop_metrics(self) -> list[ObjectRef]:
+        return [actor.pop_metrics.remote() for group in self.groups.values() for actor in group.actors]
+
+    def close(self) -> None:
+        for group in self.groups.values():
+            group.kill()
+        self.placement.release()
+
+
+def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | None = None) -> Roles:
+    """Place and start the named roles.
+
+    Args:
+        total_steps: optimizer steps of the whole run, for the learning-rate schedules.
+        commit: what the learners take up.
+    Raises:
+        PlacementError, DeadlineError, or what a role raised while it loaded.
+    """
+    config, limits = run.config, run.config.limits
+    resources = {name: role_resources(config, name) for name in names}
+    run.view.phase("placing actors")
+    placement = reserve(resources, config.placement.strategy, limits.placement, run.waiter)
+    roles = Roles(placement, {})
+    try:
+        run.view.phase("starting " + ", ".join(names))
+        with run.stage("start"):
+            for name in names:
+                threads = resources[name].num_threads or _threads(name, names)
+                kind, shell, build = _build(config, name, commit, total_steps, threads)
+                roles.groups[name] = kind(name, shell, build, resources[name], placement.slots(name), threads)
+            _start(run, roles, commit)
+    except BaseException:
+        roles.close()
+        raise
+    return roles
+
+
+def role_resources(config: RunConfig, name: str) -> RoleResources:
+    """An `evaluator` scores held-out samples and is as large as a reward actor."""
+    if name == "evaluator":
+        return config.placement.reward.model_copy(update={"num_actors": 1})
+    return getattr(config.placement, name)
+
+
+def _start(run: Run, roles: Roles, commit: Commit | None) -> None:
+    limits = run.config.limits
+    addresses: dict[str, str | None] = {}
+    for name, group in roles.groups.items():
+        if isinstance(group, LearnerGroup) and len(group) > 1:
+            (addresses[name],) = run.waiter.fetch(
+                [group.head.free_address.remote()],
+                timeout=limits.start,
+                waiting_for=f"{name}: start",
+                interruptible=True,
+            )
+    started = []
+    for name, group in roles.groups.items():
+        if isinstance(group, LearnerGroup):
+            started += group.submit_join(addresses.get(name), commit and commit.role(name), limits.update)
+        else:
+            started += group.submit_start()
+    waiting_for = f"start of {', '.join(roles.groups)} (limits.start)"
+    run.waiter.fetch(started, timeout=limits.start, waiting_for=waiting_for, interruptible=True)
+
+
+def _build(
+    config: RunConfig, name: str, commit: Commit | None, total_steps: int, threads: int
+) -> tuple[Any, Any, partial[Any]]:
+    """Group class, actor class, and what the actor builds."""
+    algorithm: Any = config.algorithm  # which one it is follows from the role
+    temperature = config.rollout.sampling.temperature
+    match name:
+        case "policy" if algorithm.name == "ppo":
+            spec = _spec(config, algorithm.optimizer, total_steps, config.seed, threads)
+            model = _resumed(config.model, commit, name)
+            return (
+                LearnerGroup,
+                PPOPolicyShell,
+                partial(PPOPolicyLearner, model=model, spec=spec, algorithm=algorithm, temperature=temperature),
+            )
+        case "policy":
+            spec = _spec(config, algorithm.optimizer, total_steps, config.seed, threads)
+            model = _resumed(config.model, commit, name)
+            return (
+                LearnerGroup,
+                OfflineShell,
+                partial(OFFLINE[algorithm.name], model=model, spec=spec, algorithm=algorithm),
+            )
+        case "critic":
+            spec = _spec(config, algorithm.critic.optimizer, total_steps, config.seed + 1, threads)
+            start = config.model.model_copy(update={"path": algorithm.critic.path or config.model.path})
+            return (
+                LearnerGroup,
+                CriticShell,
+                partial(CriticLearner, model=_resumed(start, commit, name), spec=spec, algorithm=algorithm),
+            )
+        case "reference":
+            build = partial(
+                ReferenceModel,
+                config.reference or config.model,
+                config.learner.micro_batch_tokens,
+                temperature,
+                threads,
+            )
+            return ActorGroup, ReferenceShell, build
+        case "reward":
+            return ActorGroup, RewardShell, _reward(config, config.reward, "reward", threads)
+        case "evaluator":
+            assert config.evaluation
+            return ActorGroup, RewardShell, _reward(config, evaluation_reward(config), "evaluation.reward", threads)
+        case "rollout":
+            tokenizer = load_tokenizer(config.model)
+            build = partial(
+                RolloutWorker,
+                config.model.path,
+                config.rollout,
+                rollout_dtype(config),
+                stop_tokens(config.model, tokenizer),
+                config.seed,
+                config.model.trust_remote_code,
+            )
+            return ActorGroup, RolloutShell, build
+    raise ValueError(name)
+
+
+def evaluation_reward(config: RunConfig) -> RewardConfig | None:
+    return (config.evaluation and config.evaluation.reward) or config.reward
+
+
+def rollout_dtype(config: RunConfig) -> Literal["float32", "bfloat16"]:
+    return config.model.compute_dtype if config.rollout.dtype == "auto" else config.rollout.dtype
+
+
+def _reward(config: RunConfig, reward: RewardConfig | None, place: str, threads: int) -> partial[RewardWorker]:
+    assert reward is not None
+    return partial(
+        RewardWorker,
+        reward,
+        config.model.tokenizer or config.model.path,
+        config.task,
+        config.model.compute_dtype,
+        config.model.trust_remote_code,
+        threads,
+        place,
+    )
+
+
+def _resumed(model: ModelConfig, commit: Commit | None, role: str) -> ModelConfig:
+    """The start model, or where a commit has this role's weights (and tokenizer)."""
+    if commit is None:
+        return model
+    return model.model_copy(update={"path": commit.role(role), "tokenizer": None, "revision": None})
+
+
+def _spec(config: RunConfig, optimizer: OptimizerConfig, total_steps: int, seed: int, threads: int) -> LearnerSpec:
+    return LearnerSpec(
+        optimizer=optimizer,
+        total_steps=total_steps,
+        micro_batch_tokens=config.learner.micro_batch_tokens,
+        compute_dtype=config.model.compute_dtype,
+        seed=seed,
+        max_skipped_steps=config.limits.max_skipped_steps,
+        num_threads=threads,
+    )
+
+
+def _threads(name: str, names: list[str]) -> int:
+    """Learners that work at the same time share the node's cores; vLLM is fastest on CPU with one thread."""
+    if name == "rollout":
+        return 1
+    return max(1, (os.cpu_count() or 1) // (2 if "critic" in names else 1))

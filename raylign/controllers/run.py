@@ -1,0 +1,219 @@
+"""`run(config)`: a whole run, from its config to summary.json, with the stages it needs."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raylign import __version__
+from raylign.actors.session import ray_session
+from raylign.actors.waiting import ActorLost, Stop
+from raylign.config import RunConfig, load_config
+from raylign.controllers.collect import PREFERENCES
+from raylign.controllers.commits import Commits
+from raylign.controllers.context import Run
+from raylign.controllers.inputs import load_inputs
+from raylign.controllers.offline import num_steps
+from raylign.controllers.stages import MODEL, Stage, plan, resolve
+from raylign.controllers.stopping import stop_on_signal
+from raylign.controllers.workflows import WORKFLOWS
+from raylign.errors import FailureBudgetError, Interrupted, UserError
+from raylign.tracking import Tracker, make_view
+from raylign.types import Dataset
+
+SUMMARY = "summary.json"
+_MAY_CHANGE = {"output_dir", "tracking", "limits", "checkpoint", "placement"}  # on --resume
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run is and what came of it."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def output(self) -> Path:
+        """What the run made: a Hugging Face folder, or the preference dataset of a collect run."""
+        return self.folder / (PREFERENCES if self.summary["algorithm"] == "collect" else MODEL)
+
+
+def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> RunResult:
+    """Execute a run and the runs it needs.
+
+    Args:
+        config: see `load_config`.
+        resume: go on with the newest run directory of this name; start one if there is none.
+        quiet: print nothing.
+    Returns:
+        The run directory (`<output_dir>/<name>`, numbered if that is taken) and its summary.
+    Raises:
+        UserError: the input must be mended; nothing was started or left behind.
+        Interrupted: stopped by a signal, committed.
+        FailureBudgetError, DeadlineError, NonFiniteError: the run ended; its last commit is whole.
+    """
+    stop = Stop()
+    with ExitStack() as session, stop_on_signal(stop):
+        return _Runner(session, stop, quiet).execute(plan(config), resume)
+
+
+class _Runner:
+    """Executes a graph of stages on one Ray session, which starts with the first stage that needs it."""
+
+    def __init__(self, session: ExitStack, stop: Stop, quiet: bool) -> None:
+        self.session, self.stop, self.quiet = session, stop, quiet
+        self.has_ray = False
+
+    def execute(self, stage: Stage, resume: bool) -> RunResult:
+        """The run that was asked for."""
+        base = Path(stage.config.output_dir).resolve() / stage.config.name
+        folder = _newest(base) if resume else None
+        if folder and (folder / SUMMARY).exists():
+            _check_same(stage, folder)
+            return RunResult(folder, json.loads((folder / SUMMARY).read_text()))
+        return self._run(stage, folder or _fresh(base))
+
+    def _stage(self, stage: Stage) -> Path:
+        """A run that another one needs: done once, gone on with if it was interrupted."""
+        if not (stage.folder / SUMMARY).exists():
+            self._run(stage, stage.folder)
+        return stage.folder
+
+    def _run(self, stage: Stage, folder: Path) -> RunResult:
+        resumed = folder.exists()
+        if resumed:
+            _check_same(stage, folder)
+        config = resolve(stage, self._stage)
+        rows, held_out = load_inputs(config)
+        _write_configs(folder, stage, config)
+        commits = Commits(folder / "commits", config.checkpoint.keep)
+        self._ensure_ray()
+        failures = 0
+        while True:
+            try:
+                return self._attempt(config, folder, commits, rows, held_out)
+            except ActorLost as lost:
+                failures += 1
+                if failures > config.limits.max_failures:
+                    raise FailureBudgetError(
+                        f"{lost}: more than limits.max_failures {config.limits.max_failures} times; "
+                        f"the last commit in {commits.folder} is whole: find the cause, then go on with --resume"
+                    ) from lost
+
+    def _attempt(
+        self, config: RunConfig, folder: Path, commits: Commits, rows: Dataset, held_out: Dataset | None
+    ) -> RunResult:
+        """From the last commit (or the start) to the end."""
+        commit = commits.latest()
+        done = commit.step if commit else 0
+        state = commit.state if commit else {}
+        view = make_view(config.name, _total_steps(config, rows), first_step=done, quiet=self.quiet)
+        tree = config.model_dump(mode="json")
+        with Tracker(folder, config.tracking, config.name, tree, state.get("tracker"), first_step=done + 1) as tracker:
+            with view:
+                current = Run(
+                    config, folder, commits, self.stop, view, tracker, wall_before=state.get("wall_seconds", 0.0)
+                )
+                current.totals.update(state.get("totals", {}))
+                scores = WORKFLOWS[config.algorithm.name](current, rows, held_out, commit)
+            summary = _summary(config, current, scores, _total_steps(config, rows))
+            _write_json(folder / SUMMARY, summary)
+        return RunResult(folder, summary)
+
+    def _ensure_ray(self) -> None:
+        if self.stop.requested:
+            raise Interrupted("stopped before anything was started")
+        if not self.has_ray:
+            self.session.enter_context(ray_session())
+            self.has_ray = True
+
+
+def _total_steps(config: RunConfig, rows: Dataset) -> int:
+    algorithm = config.algorithm
+    match algorithm.name:
+        case "ppo":
+            return algorithm.steps
+        case "collect":
+            return -(-algorithm.pairs // algorithm.prompts_per_step)
+        case _:
+            return num_steps(algorithm, len(rows))
+
+
+def _summary(config: RunConfig, run: Run, scores: dict[str, Any], steps: int) -> dict[str, Any]:
+    before, after = scores.get("before"), scores.get("after")
+    totals = run.totals
+    return {
+        "name": config.name,
+        "algorithm": config.algorithm.name,
+        "seed": config.seed,
+        "steps": steps,
+        "score_before": before and before["score"],
+        "score_after": after and after["score"],
+        "kl": after and after["kl"],
+        "evaluation": scores,
+        "wall_seconds": run.wall(),
+        "stage_seconds": {name.removeprefix("time/"): v for name, v in sorted(totals.items()) if _is_stage(name)},
+        "tokens": {name.removeprefix("tokens/"): int(v) for name, v in totals.items() if name.startswith("tokens/")},
+        "output": PREFERENCES if config.algorithm.name == "collect" else MODEL,
+        "raylign": __version__,
+    }
+
+
+def _is_stage(name: str) -> bool:
+    return name.startswith("time/") and name != "time/idle_fraction"
+
+
+def _newest(base: Path) -> Path | None:
+    """The highest numbered of base, base-2, base-3, ..."""
+    found = [base] if base.exists() else []
+    found += [p for p in base.parent.glob(f"{base.name}-*") if p.name.removeprefix(f"{base.name}-").isdigit()]
+    return max(found, key=lambda p: int(p.name.removeprefix(base.name).lstrip("-") or 1), default=None)
+
+
+def _fresh(base: Path) -> Path:
+    """`base`, or the first free number behind it: a new run never touches an old one."""
+    newest = _newest(base)
+    if newest is None:
+        return base
+    return base.with_name(f"{base.name}-{int(newest.name.removeprefix(base.name).lstrip('-') or 1) + 1}")
+
+
+def _write_configs(folder: Path, stage: Stage, config: RunConfig) -> None:
+    """config.yaml is what the user wrote, completed with defaults; resolved.yaml has real paths in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, one in (("config.yaml", stage.config), ("resolved.yaml", config)):
+        writing = folder / f".{name}.writing"
+        writing.write_text(yaml.safe_dump(one.model_dump(mode="json"), sort_keys=False))
+        writing.replace(folder / name)
+
+
+def _check_same(stage: Stage, folder: Path) -> None:
+    """Refuse to go on with a run whose config says something else today."""
+    file = folder / "config.yaml"
+    if not file.exists():
+        return
+    then = load_config(file).model_dump(mode="json", exclude=_MAY_CHANGE)
+    now = stage.config.model_dump(mode="json", exclude=_MAY_CHANGE)
+    for place in _differences(then, now):
+        raise UserError(
+            f"{place}: differs from the run in {folder}; resume with the same config, or leave out --resume to start a "
+            "new run"
+        )
+
+
+def _differences(then: Any, now: Any, at: str = "") -> list[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = [*then, *(k for k in now if k not in then)]
+        return [d for k in keys for d in _differences(then.get(k), now.get(k), f"{at}.{k}" if at else k)]
+    return [] if then == now else [f"{at} ({then!r} -> {now!r})"]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    writing = path.with_suffix(".writing")
+    writing.write_text(json.dumps(value, indent=2))
+    writing.replace(path)

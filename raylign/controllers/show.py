@@ -1,0 +1,45 @@
+"""What a person reads when a run has ended."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from raylign.controllers.run import RunResult
+
+
+def show_result(result: RunResult, console: Console | None = None) -> None:
+    """Scores before and after, where the time went, a few completions, and where everything is."""
+    console = console or Console()
+    summary = result.summary
+    before, after = summary["score_before"], summary["score_after"]
+    line = f"[bold]{summary['name']}[/bold] ({summary['algorithm']}, {summary['steps']} steps, {summary['wall_seconds']:.0f} s)"
+    if after is not None:
+        line += f": score {before:.3f} -> [bold]{after:.3f}[/bold]"
+    if summary["kl"] is not None:
+        line += f", KL {summary['kl']:.2f} nats"
+    console.print(line)
+    table = samples_table(result)
+    if table:
+        console.print(table)
+    console.print(f"run directory: {result.folder}", soft_wrap=True)
+
+
+def samples_table(result: RunResult, num: int = 3) -> Table | None:
+    """The first held-out prompts with their completions before and after; None if the run had no such evaluation."""
+    files = [result.folder / "evaluations" / f"{label}_samples.jsonl" for label in ("before", "after")]
+    if not all(file.exists() for file in files):
+        return None
+    before, after = ([json.loads(line) for line in file.open()][:num] for file in files)
+    table = Table("prompt", "before", "after", show_lines=True)
+    for old, new in zip(before, after, strict=True):
+        table.add_row(
+            old["prompt"], *(f"{s['completion'].strip()}\n[dim]{_number(s['score'])}[/dim]" for s in (old, new))
+        )
+    return table
+
+
+def _number(score: float | None) -> str:
+    return "no score" if score is None else f"score {score:+.2f}"

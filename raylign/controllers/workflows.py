@@ -1,0 +1,172 @@
+"""What each kind of run does from its first actor to its last: roles, loop, evaluation before and after."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raylign.config import CollectConfig, DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
+from raylign.controllers.collect import collect
+from raylign.controllers.commits import Commit
+from raylign.controllers.context import Run
+from raylign.controllers.evaluate import Evaluation, evaluate
+from raylign.controllers.offline import (
+    OfflineLoop,
+    cache_logprobs,
+    cached_logprobs,
+    num_steps,
+    reference_key,
+    reference_logprobs,
+)
+from raylign.controllers.online import PPOLoop
+from raylign.controllers.roles import evaluation_reward, launch, rollout_dtype
+from raylign.controllers.stages import MODEL
+from raylign.types import Dataset, PairSet, PromptSet
+
+Scores = dict[str, Any]  # {"before": {...}, "after": {...}}
+
+
+def ppo(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit | None) -> Scores:
+    config, algorithm = run.config, run.config.algorithm
+    assert isinstance(algorithm, PPOConfig)
+    names = ["policy", "critic", "reference", "reward", "rollout"]
+    if held_out is not None and evaluation_reward(config) != config.reward:
+        names.append("evaluator")
+    data, held = ray.put(prompts), ray.put(held_out)
+    total = algorithm.steps * algorithm.epochs * algorithm.minibatches
+    roles = launch(run, names, total, commit)
+    scores = Found(run, held_out)
+    try:
+        loop = PPOLoop(run, roles, algorithm, data, len(prompts))
+        if commit:
+            loop.restore(commit.step, commit.state)
+        loop.sync()
+        scores.need("before", lambda: evaluate(run, roles, held, scores.num_prompts, loop.step, "before"))
+        run.view.phase("training")
+        loop.train(held if held_out is not None else None, scores.num_prompts)
+        scores.need("after", lambda: evaluate(run, roles, held, scores.num_prompts, loop.step, "after"))
+    finally:
+        roles.close()
+    publish(run, run.committed or commit)
+    return scores.found
+
+
+def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None) -> Scores:
+    algorithm = run.config.algorithm
+    assert isinstance(algorithm, SFTConfig | DPOConfig | RewardModelConfig)
+    data, held = ray.put(rows), ray.put(held_out)
+    total = num_steps(algorithm, len(rows))
+    scores = Found(run, held_out)
+    judges_itself = algorithm.name == "reward_model"
+    if commit is None or commit.step < total or judges_itself:
+        logprobs = _reference(run, rows, data) if algorithm.name == "dpo" else None
+        roles = launch(run, ["policy"], total, commit)
+        try:
+            loop = OfflineLoop(run, roles, algorithm, len(rows))
+            loop.set_data(data, logprobs)
+            if commit:
+                loop.restore(commit.step, commit.state)
+            if judges_itself:
+                scores.need("before", lambda: loop.accuracy(held))
+            run.view.phase("training")
+            loop.train()
+            if judges_itself:
+                scores.need("after", lambda: loop.accuracy(held))
+        finally:
+            roles.close()
+    publish(run, run.committed or commit)
+    if isinstance(held_out, PromptSet):
+        _judge(run, held_out, scores)
+    return scores.found
+
+
+def collected(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit | None) -> Scores:
+    algorithm = run.config.algorithm
+    assert isinstance(algorithm, CollectConfig)
+    roles = launch(run, ["rollout", "reward"])
+    try:
+        collect(run, roles, algorithm, ray.put(prompts), len(prompts))
+    finally:
+        roles.close()
+    return {}
+
+
+WORKFLOWS = {"ppo": ppo, "sft": offline, "dpo": offline, "reward_model": offline, "collect": collected}
+
+
+class Found:
+    """Evaluations of a run, kept on disk so that a resumed run does not repeat them."""
+
+    def __init__(self, run: Run, held_out: Dataset | None) -> None:
+        self._folder = run.folder / "evaluations"
+        self.num_prompts = len(held_out) if held_out is not None else 0
+        self.found: Scores = {}
+
+    def need(self, label: str, make: Any) -> None:
+        """`make()` an Evaluation (or a dict of numbers) unless there is nothing to evaluate or it was done before."""
+        file = self._folder / f"{label}.json"
+        if not self.num_prompts:
+            return
+        if not file.exists():
+            made = make()
+            self._folder.mkdir(exist_ok=True)
+            if isinstance(made, Evaluation):
+                lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in made.samples)
+                (self._folder / f"{label}_samples.jsonl").write_text(lines)
+                made = made.numbers()
+            writing = file.with_suffix(".writing")
+            writing.write_text(json.dumps(made))
+            writing.replace(file)
+        self.found[label] = json.loads(file.read_text())
+
+
+def _reference(run: Run, pairs: PairSet, data: ray.ObjectRef) -> Any:
+    """Reference logprobs from the cache, or from reference actors that are placed for it and leave again."""
+    file = Path(run.config.output_dir).resolve() / "cache" / f"reference-{reference_key(run.config, pairs)}.safetensors"
+    logprobs = cached_logprobs(file)
+    if logprobs is None:
+        roles = launch(run, ["reference"])
+        try:
+            logprobs = reference_logprobs(run, roles, pairs, data)
+        finally:
+            roles.close()
+        cache_logprobs(file, logprobs)
+    return logprobs
+
+
+def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
+    """Engines are placed only now that the learner is gone: first with the start model, then with what was learned."""
+    config = run.config
+    names = ["rollout", "evaluator", *(["reference"] if config.algorithm.name == "dpo" else [])]
+    roles = launch(run, names)
+    try:
+        held, engines, limit = ray.put(held_out), roles["rollout"].actors, config.limits.sync
+        run.waiter.fetch([e.use_initial_weights.remote(0) for e in engines], timeout=limit, waiting_for="sync")
+        scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before"))
+        model, dtype = str(run.folder / MODEL), rollout_dtype(config)
+        run.waiter.fetch([e.load_folder.remote(1, model, dtype) for e in engines], timeout=limit, waiting_for="sync")
+        scores.need("after", lambda: evaluate(run, roles, held, len(held_out), 1, "after"))
+    finally:
+        roles.close()
+
+
+def publish(run: Run, commit: Commit | None) -> None:
+    """`model/` in the run directory: the last commit's model as a plain Hugging Face folder (hard links, no copy)."""
+    assert commit is not None
+    writing, final = run.folder / ".model-writing", run.folder / MODEL
+    shutil.rmtree(writing, ignore_errors=True)
+    shutil.copytree(commit.role("policy"), writing, ignore=shutil.ignore_patterns("state"), copy_function=_link)
+    shutil.rmtree(final, ignore_errors=True)
+    writing.rename(final)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)

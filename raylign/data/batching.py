@@ -1,0 +1,35 @@
+"""Rows of similar length together, so that a forward pass computes little padding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raylign.types import LongArray
+
+
+def micro_batches(lengths: LongArray, max_tokens: int, rows_per_item: int = 1) -> list[LongArray]:
+    """Split items into groups whose padded size stays within a budget.
+
+    Every item is in exactly one group; `len(group) * rows_per_item * max(lengths[group]) <= max_tokens` unless the
+    group is one item that is longer by itself. Deterministic; the longest come first, so that a machine with too
+    little memory shows it at once.
+
+    Args:
+        lengths: tokens of each item (of the longer side, for pairs): [N].
+        max_tokens: budget of padded tokens for a group.
+        rows_per_item: rows an item adds to the padded batch; 2 for pairs.
+    Returns:
+        Groups of item indices, int64.
+
+    >>> [group.tolist() for group in micro_batches(np.array([2, 9, 3, 4]), max_tokens=8)]
+    [[1], [3, 2], [0]]
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    groups: list[LongArray] = []
+    at = 0
+    while at < len(order):
+        longest = max(int(lengths[order[at]]), 1)
+        size = max(max_tokens // (rows_per_item * longest), 1)
+        groups.append(order[at : at + size])
+        at += size
+    return groups

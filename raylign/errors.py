@@ -1,0 +1,60 @@
+"""Typed errors. `UserError` and its children end the program with exit code 2 and no traceback."""
+
+from __future__ import annotations
+
+
+class RaylignError(Exception):
+    """Base of every error raised on purpose by raylign. The message is written for the person who runs it."""
+
+    exit_code = 1
+
+
+class UserError(RaylignError):
+    """Something in the input can be mended by the user; each message is one line: place, problem, fix."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A run configuration is wrong. `problems` holds one line for each fault found."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+    def __reduce__(self):
+        return type(self), (self.problems,)
+
+
+class DataError(UserError):
+    """A data file, row or column is wrong; the message begins with `file:line` or the dataset and row."""
+
+
+class PlacementError(UserError):
+    """The cluster cannot hold the actors that were asked for; the message names the ones that do not fit."""
+
+
+class DeadlineError(RaylignError):
+    """A wait ran past its deadline; the message names the actor, the phase, the step and what was missing."""
+
+
+class StaleEngineError(RaylignError):
+    """A rollout engine was asked for samples of a policy version that it has not acknowledged."""
+
+
+class NonFiniteError(RaylignError):
+    """Too many optimizer steps in a row were skipped because the loss or a gradient was not finite."""
+
+
+class CheckpointError(RaylignError):
+    """A commit on disk is missing, incomplete or does not match its manifest."""
+
+
+class FailureBudgetError(RaylignError):
+    """More actors died than `limits.max_failures` allows; the last commit is valid and can be resumed."""
+
+
+class Interrupted(RaylignError):
+    """The run was asked to stop (Ctrl-C or SIGTERM); it saved its state and released every actor."""
+
+    exit_code = 130

@@ -1,0 +1,46 @@
+"""What every policy learner can do whatever its loss: score tokens and hand out its weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raylign.config import ModelConfig
+from raylign.learners.learner import Learner, LearnerSpec
+from raylign.learners.world import World
+from raylign.models.infer import batch_logprobs
+from raylign.models.load import DTYPES, export_weights, load_causal, load_tokenizer
+from raylign.types import BoolArray, FloatArray, IntArray, LongArray
+
+
+class PolicyLearner(Learner):
+    role = "policy"
+
+    def __init__(self, model: ModelConfig, spec: LearnerSpec, world: World | None = None) -> None:
+        super().__init__(load_causal(model), load_tokenizer(model), spec, world)
+
+    def batch_logprobs(
+        self, tokens: IntArray, lengths: LongArray, completion_mask: BoolArray, temperature: float
+    ) -> FloatArray:
+        """Logprobs [N, L] under the present weights, without gradients."""
+        return batch_logprobs(
+            self.model,
+            tokens,
+            lengths,
+            completion_mask,
+            temperature=temperature,
+            max_tokens=self.spec.micro_batch_tokens,
+            compute_dtype=self.compute_dtype,
+        )
+
+    def weights(self, dtype: str, bucket_bytes: int = 512 * 1024**2) -> list[dict[str, np.ndarray]]:
+        """All weights by Hugging Face name, in buckets of about `bucket_bytes`, in the engine's precision."""
+        with self.timed("time/export_weights"):
+            buckets: list[dict[str, np.ndarray]] = [{}]
+            size = 0
+            for name, array in export_weights(self.model, DTYPES[dtype]).items():
+                if buckets[-1] and size + array.nbytes > bucket_bytes:
+                    buckets.append({})
+                    size = 0
+                buckets[-1][name] = array
+                size += array.nbytes
+            return buckets

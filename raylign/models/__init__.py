@@ -1,0 +1,1 @@
+"""Hugging Face models: loading, saving, and the forward passes that the learners need."""

@@ -1,0 +1,87 @@
+"""Per-token results for a whole batch without gradients, in micro-batches sorted by length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from raylign.algorithms.logprobs import token_logprobs
+from raylign.data.batching import micro_batches
+from raylign.models.forward import completion_logits, completion_values
+from raylign.types import BoolArray, FloatArray, IntArray, LongArray
+
+
+def batch_logprobs(
+    model: PreTrainedModel,
+    tokens: IntArray,
+    lengths: LongArray,
+    completion_mask: BoolArray,
+    *,
+    temperature: float,
+    max_tokens: int,
+    compute_dtype: torch.dtype,
+) -> FloatArray:
+    """Logprobs of the completion tokens: [N, L] fp32, 0 outside the mask.
+
+    Args:
+        tokens: [N, L] right-padded; lengths: [N]; completion_mask: [N, L].
+        temperature: softmax temperature the logits are divided by.
+        max_tokens: padded tokens in one forward pass.
+    """
+
+    def logprobs(rows: Tensor, mask: Tensor) -> Tensor:
+        logits = completion_logits(model, rows, mask)
+        return token_logprobs(logits, rows[:, 1:][mask[:, 1:]], temperature=temperature, with_entropy=False).logprobs
+
+    return _per_token(logprobs, model, tokens, lengths, completion_mask, max_tokens, compute_dtype)
+
+
+def batch_values(
+    model: PreTrainedModel,
+    tokens: IntArray,
+    lengths: LongArray,
+    completion_mask: BoolArray,
+    *,
+    max_tokens: int,
+    compute_dtype: torch.dtype,
+) -> FloatArray:
+    """Values of the states before the completion tokens: [N, L] fp32, 0 outside the mask."""
+
+    def values(rows: Tensor, mask: Tensor) -> Tensor:
+        return completion_values(model, rows, mask)
+
+    return _per_token(values, model, tokens, lengths, completion_mask, max_tokens, compute_dtype)
+
+
+def _per_token(
+    compute: Callable[[Tensor, Tensor], Tensor],
+    model: PreTrainedModel,
+    tokens: IntArray,
+    lengths: LongArray,
+    completion_mask: BoolArray,
+    max_tokens: int,
+    compute_dtype: torch.dtype,
+) -> FloatArray:
+    device = next(model.parameters()).device
+    out = np.zeros(tokens.shape, dtype=np.float32)
+    learning = model.training
+    model.eval()
+    with torch.inference_mode(), autocast(device, compute_dtype):
+        for group in micro_batches(lengths, max_tokens):
+            width = int(lengths[group].max())
+            mask = completion_mask[group, :width]
+            rows = torch.from_numpy(tokens[group, :width]).to(device, torch.long)
+            block = np.zeros(mask.shape, dtype=np.float32)
+            block[mask] = compute(rows, torch.from_numpy(mask).to(device)).float().cpu().numpy()
+            out[group, :width] = block
+    model.train(learning)
+    return out
+
+
+def autocast(device: torch.device, compute_dtype: torch.dtype) -> torch.autocast:
+    """Lower precision for matrix products; off where the computation is fp32 anyway."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=compute_dtype == torch.bfloat16)

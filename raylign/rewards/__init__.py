@@ -1,0 +1,47 @@
+"""Reward sources: what scores completions."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from raylign.config import FunctionReward, ModelReward, RewardConfig, SentimentTask
+from raylign.errors import ConfigError, UserError
+from raylign.rewards.code import import_function
+from raylign.rewards.function import FunctionSource
+from raylign.rewards.model import ModelSource
+from raylign.rewards.source import RewardSource
+from raylign.tasks import score_function
+
+__all__ = ["FunctionSource", "ModelSource", "RewardSource", "import_function", "make_source"]
+
+
+def make_source(
+    config: RewardConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    task: SentimentTask | None,
+    compute_dtype: torch.dtype = torch.float32,
+    place: str = "reward",
+) -> RewardSource:
+    """The source that a config describes.
+
+    Args:
+        config: `reward`, or `evaluation.reward`; a `run:` path in it is already resolved.
+        tokenizer: the policy's.
+        task: the embedded task, for `type: task`.
+        compute_dtype: of a reward model's forward pass.
+        place: dotted path of `config`, for error messages.
+    Raises:
+        UserError: the code may not be run, or what is named cannot be found or loaded.
+    """
+    if isinstance(config, FunctionReward):
+        if not config.allow_code:
+            raise UserError(f"{place}.allow_code: {config.function} is code of yours; set true to run it")
+        return FunctionSource(import_function(config.function, f"{place}.function"), tokenizer, f"{place}.function")
+    if isinstance(config, ModelReward):
+        return ModelSource(
+            config.path, tokenizer, config.batch_tokens, compute_dtype, config.trust_remote_code, f"{place}.path"
+        )
+    if task is None:
+        raise ConfigError([f"{place}: type task needs a task section, e.g. task: {{name: sentiment}}"])
+    return FunctionSource(score_function(task), tokenizer, place)

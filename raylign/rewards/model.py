@@ -1,0 +1,108 @@
+"""Scores from a sequence-classification model with one output."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from raylign.data.batching import micro_batches
+from raylign.errors import UserError
+from raylign.models.forward import sequence_scores
+from raylign.models.infer import autocast
+from raylign.types import PromptSet, Ragged, RolloutBatch, Scores
+
+
+class ModelSource:
+    """A reward model, read at the last real token of each row.
+
+    That token is found by length and not by looking for pad, which may equal eos. If the reward model has the policy's
+    vocabulary, it is given the policy's tokens as they are. If not, the text without special tokens is tokenised
+    anew, and the reward model's eos is put after completions that the policy finished.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_tokens: int,
+        compute_dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
+        place: str = "reward.path",
+    ) -> None:
+        """
+        Args:
+            path: folder or hub name of model and tokenizer.
+            tokenizer: the policy's.
+            batch_tokens: padded tokens in one forward pass.
+            compute_dtype: bfloat16 turns autocast on.
+        Raises:
+            UserError: it cannot be loaded, or is not a trained model with one score per sequence.
+        """
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = _load_model(path, trust_remote_code, place, self._device)
+        self._policy_tokenizer = tokenizer
+        own = _load_tokenizer(path, trust_remote_code, place)
+        self._own_tokenizer = None if own.get_vocab() == tokenizer.get_vocab() else own
+        self._batch_tokens = batch_tokens
+        self._compute_dtype = compute_dtype
+
+    def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
+        """See `RewardSource.score`; a score that is not finite is not valid. `prompts` is not needed."""
+        rows = self._rows(batch)
+        lengths = rows.lengths
+        values = np.full(len(batch), np.nan, dtype=np.float32)
+        with torch.inference_mode(), autocast(self._device, self._compute_dtype):
+            for group in micro_batches(lengths, self._batch_tokens):
+                tokens = torch.from_numpy(rows.padded(group)).to(self._device, torch.long)
+                scores = sequence_scores(self._model, tokens, torch.from_numpy(lengths[group]).to(self._device))
+                values[group] = scores.cpu().numpy()
+        return Scores(values, np.isfinite(values))
+
+    def _rows(self, batch: RolloutBatch) -> Ragged:
+        if self._own_tokenizer is None:
+            return Ragged.from_rows((row[:n] for row, n in zip(batch.tokens, batch.lengths, strict=True)), np.int32)
+        eos = self._own_tokenizer.eos_token_id
+        rows = []
+        for row, length, finished in zip(batch.tokens, batch.lengths, batch.finished, strict=True):
+            # Prompt and completion together: apart, a word-level tokenizer would lose the space between them.
+            text = self._policy_tokenizer.decode(row[:length].tolist(), skip_special_tokens=True)
+            ids = self._own_tokenizer(text)["input_ids"]
+            rows.append([*ids, eos] if finished and eos is not None and ids[-1:] != [eos] else ids)
+        return Ragged.from_rows(rows, np.int32)
+
+
+def _load_model(path: str, trust_remote_code: bool, place: str, device: torch.device) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if config.num_labels != 1:
+            raise UserError(
+                f"{place}: {path} has {config.num_labels} outputs and a reward model has 1; "
+                "train one with algorithm.name: reward_model"
+            )
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except (OSError, ValueError) as e:
+        raise UserError(f"{place}: cannot load {path}: {str(e).strip().splitlines()[0]}; check the path") from e
+    if "score" not in dict(model.named_children()):
+        raise UserError(f"{place}: {type(model).__name__} has no score head over tokens; use a decoder reward model")
+    if info["missing_keys"]:
+        # transformers would draw them at random and say so in a warning; such scores mean nothing.
+        missing = min(info["missing_keys"])
+        raise UserError(f"{place}: {path} lacks the weights {missing}; give a trained reward model")
+    return model.eval().to(device)
+
+
+def _load_tokenizer(path: str, trust_remote_code: bool, place: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise UserError(f"{place}: {path} has no tokenizer: {reason}; save one beside the model") from e

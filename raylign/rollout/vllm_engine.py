@@ -1,0 +1,166 @@
+"""Generation with vLLM, inside this process. The only file that knows vLLM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from raylign.config import RolloutConfig, SamplingConfig
+from raylign.errors import UserError
+from raylign.rollout.engine import Completion, Dtype, context_length
+from raylign.rollout.weights import as_tensor, check_weights, tied_names
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM quietly raises lower ones, and refuses higher ones
+
+
+class VLLMEngine:
+    """`RolloutEngine` over the synchronous `vllm.LLM`, whose engine core runs in this process.
+
+    Give it a process of its own: on a CPU vLLM freezes the number of torch threads (OMP_NUM_THREADS counts) and
+    takes the process's default torch.distributed group.
+    """
+
+    def __init__(self, model_path: str, rollout: RolloutConfig, dtype: Dtype, trust_remote_code: bool = False) -> None:
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        context_length(config, rollout)  # says in one line what vLLM says in ten
+        on_cpu = not torch.accelerator.is_available()
+        enforce_eager = on_cpu if rollout.enforce_eager is None else rollout.enforce_eager
+        _prepare_process(compile_nothing=on_cpu and enforce_eager)
+        try:
+            self._llm = _quiet_llm(
+                model_path,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                skip_tokenizer_init=True,
+                generation_config="vllm",  # not the checkpoint's own top-k or repetition penalty
+                max_model_len=rollout.max_model_len,
+                enforce_eager=enforce_eager,
+                gpu_memory_utilization=rollout.gpu_memory_utilization,
+                kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if on_cpu else None,
+                logprobs_mode="processed_logprobs",  # after temperature, top-k and top-p
+                distributed_executor_backend="uni",
+                worker_extension_cls=f"{WeightLoader.__module__}.{WeightLoader.__qualname__}",
+                seed=0,  # every request brings its own
+                use_tqdm_on_load=False,
+            )
+        except ValueError as error:
+            problem = " ".join(str(error).split())
+            if "KV cache" not in problem and "cache blocks" not in problem:
+                raise
+            raise UserError(
+                "rollout.max_model_len: the KV cache does not hold one sequence of this length; lower it, or raise "
+                f"rollout.kv_cache_gib (CPU) or rollout.gpu_memory_utilization (GPU). vLLM says: {problem}"
+            ) from error
+        self.max_model_len: int | None = self._llm.llm_engine.model_config.max_model_len
+        with torch.device("meta"):  # names and shapes of the parameters, without their memory
+            self._skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+    def generate(
+        self,
+        prompts: Sequence[NDArray[np.int32]],
+        sampling: SamplingConfig,
+        seeds: Sequence[int],
+        stop_token_ids: tuple[int, ...],
+    ) -> list[Completion]:
+        from vllm import SamplingParams, TokensPrompt
+
+        if not MIN_TEMPERATURE <= sampling.temperature <= MAX_TEMPERATURE:
+            raise UserError(
+                f"rollout.sampling.temperature: vLLM does not sample at {sampling.temperature}; set {MIN_TEMPERATURE} "
+                f"to {MAX_TEMPERATURE}, or rollout.engine: transformers"
+            )
+        # Cached keys and values are of the weights that made them, and they would let earlier calls reach into the
+        # rounding of this one. Samples of one prompt still share its prefix.
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM could not reset its prefix cache, so it may hold keys of older weights")
+        params = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_tokens,
+                seed=seed,
+                stop_token_ids=list(stop_token_ids),
+                ignore_eos=True,  # the model's own; those of the run are among stop_token_ids
+                logprobs=0,  # of the sampled token alone
+                flat_logprobs=True,
+                detokenize=False,
+            )
+            for seed in seeds
+        ]
+        requests = [TokensPrompt(prompt_token_ids=prompt.tolist()) for prompt in prompts]
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        return [_completion(output.outputs[0]) for output in outputs]
+
+    def load_weights(self, weights: Iterable[tuple[str, NDArray[Any]]]) -> None:
+        arrays = dict(weights)
+        # Before vLLM sees them: it only logs what is missing, and what it refuses leaves it half loaded.
+        check_weights(self._skeleton, arrays)
+        tied = tied_names(self._skeleton)
+
+        def tensors():
+            for name, array in arrays.items():
+                tensor = as_tensor(array)
+                yield name, tensor
+                # On a CPU vLLM keeps a packed copy of a tied head, refreshed only if the head comes by its own name.
+                for other in tied.get(name, ()):
+                    if other not in arrays:
+                        yield other, tensor
+
+        self._llm.collective_rpc("load_policy", args=(tensors(),))
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+
+
+class WeightLoader:
+    """Mixed into vLLM's worker (`worker_extension_cls`), where the model runner is in reach."""
+
+    model_runner: Any
+
+    def load_policy(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.model_runner.reload_weights(weights_iterator=weights)
+
+
+def _completion(output: Any) -> Completion:
+    return Completion(
+        token_ids=np.array(output.token_ids, dtype=np.int32),
+        logprobs=np.array(output.logprobs.logprobs, dtype=np.float32),
+        finished=output.finish_reason == "stop",
+    )
+
+
+def _quiet_llm(model_path: str, **options: Any) -> Any:
+    """`vllm.LLM`, without the deprecation warnings that its own imports and start raise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from vllm import LLM
+
+        return LLM(model_path, **options)
+
+
+def _prepare_process(compile_nothing: bool) -> None:
+    """Environment that vLLM reads when it is imported. What the user has set stays."""
+    defaults = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights reach the model without being copied to another process
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HOST_IP": "127.0.0.1",  # one process: nothing listens to the network
+    }
+    if compile_nothing:
+        # On a CPU the first call would spend 20 s compiling one small operation.
+        defaults["TORCHDYNAMO_DISABLE"] = "1"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # vLLM speaks before it has set up its own logging.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())

@@ -1,0 +1,183 @@
+"""Controlled sentiment, after section 6.1 of Rafailov et al. 2023: reviews whose true reward is known.
+
+There the ground truth is a classifier on IMDb reviews; here it is a sum over words that anyone can check by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raylign.config import SentimentTask
+from raylign.errors import ConfigError, UserError
+from raylign.tasks.files import TaskFiles
+from raylign.tasks.reviews import CLAUSE_BREAKS, INTENSIFIERS, NEGATIONS, VALENCE, vocabulary, write_review
+
+LARGEST_SCORE = 3.0
+SCALE = 4.0
+"""Valence at which the score begins to saturate."""
+NEGATED = -0.75
+"""Not good is bad, but less bad than good is good."""
+
+PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
+_HEAD_DIM = 32
+_MAX_POSITIONS = 96  # 6 words of prompt and 64 of completion fit, with room for a user's longer prompt
+_PROMPT_WORDS = (3, 6)
+_MOST_REPEATS = 50  # in a row; by then over 9 in 10 reviews begin with a prompt that is held out
+
+
+def sentiment(text: str, prompt: str = "") -> float:
+    """True reward of a completion, in log odds of being liked: `3 tanh(valence / 4)`, in (-3, 3).
+
+    Valence is the sum over sentiment words; the next one after an intensifier is multiplied by it, after a negation
+    by -0.75, within a clause. A word counts the first time only, so that praise repeated is not more praise, and
+    a text without sentiment words (the empty one too) is neutral, 0.
+
+    Args:
+        text: the completion, words and punctuation separated by spaces.
+        prompt: what precedes it. Its own words are not counted, but "... is not" there negates the first word here.
+
+    >>> round(sentiment("a superb film , not dull ."), 2)
+    1.79
+    """
+    context = prompt.split()
+    total, factor = 0.0, 1.0
+    seen: set[str] = set()
+    for position, word in enumerate([*context, *text.split()]):
+        if word in CLAUSE_BREAKS:
+            factor = 1.0
+        elif word in NEGATIONS:
+            factor *= NEGATED
+        elif word in INTENSIFIERS:
+            factor *= INTENSIFIERS[word]
+        elif word in VALENCE:
+            if position >= len(context) and word not in seen:
+                total += factor * VALENCE[word]
+            seen.add(word)
+            factor = 1.0
+    return LARGEST_SCORE * math.tanh(total / SCALE)
+
+
+def score(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+    """`sentiment` of every completion given its prompt, in the shape of a reward function; columns are not used."""
+    return [sentiment(completion, prompt) for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+def prepare(task: SentimentTask, directory: Path) -> TaskFiles:
+    """See `raylign.tasks.prepare`. Rows are {"prompt", "completion"} in the corpus, {"prompt"} elsewhere.
+
+    A completion begins with a space, so that prompt + completion is the review. Evaluation prompts are distinct and
+    never begin a corpus review or training prompt.
+    """
+    files = TaskFiles(directory)
+    if files.complete:
+        return files
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory}: is not empty and not a prepared task; remove it or choose another directory")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        built = TaskFiles(building)
+        _write_data(task, built)
+        _write_model(task, built.resolve("model"))
+        building.chmod(0o755)  # mkdtemp lets only its owner in
+        try:
+            os.rename(building, directory)
+        except OSError:
+            if not files.complete:  # otherwise another process was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return files
+
+
+def _write_data(task: SentimentTask, files: TaskFiles) -> None:
+    rng = np.random.default_rng(task.seed)
+    held_out: dict[str, None] = {}  # in the order they were written
+    repeats = 0
+    while len(held_out) < task.num_eval_prompts:
+        prompt = _split_review(rng)[0]
+        repeats = repeats + 1 if prompt in held_out else 0
+        if repeats == _MOST_REPEATS:
+            problem = f"no prompts are left for training beside {len(held_out)} held out ones; set it to fewer"
+            raise ConfigError([f"task.num_eval_prompts: {problem}"])
+        held_out[prompt] = None
+
+    def training_review() -> tuple[str, str]:
+        while True:
+            prompt, completion = _split_review(rng)
+            if prompt not in held_out:
+                return prompt, completion
+
+    corpus = (training_review() for _ in range(task.num_reviews))
+    _write_rows(files.resolve("corpus"), ({"prompt": p, "completion": c} for p, c in corpus))
+    _write_rows(files.resolve("prompts"), ({"prompt": training_review()[0]} for _ in range(task.num_prompts)))
+    _write_rows(files.resolve("eval_prompts"), ({"prompt": prompt} for prompt in held_out))
+
+
+def _split_review(rng: np.random.Generator) -> tuple[str, str]:
+    words = write_review(rng)
+    cut = int(rng.integers(_PROMPT_WORDS[0], _PROMPT_WORDS[1] + 1))
+    return " ".join(words[:cut]), " " + " ".join(words[cut:])
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_model(task: SentimentTask, path: Path) -> None:
+    if task.hidden_size % _HEAD_DIM:
+        raise ConfigError([f"task.hidden_size: {task.hidden_size} is not a multiple of {_HEAD_DIM}; set it to one"])
+    # Here and not above: importing the task must not cost what importing torch does.
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    ids = tokenizer.get_vocab()
+    # Not Qwen2: AutoTokenizer gives that model type Qwen2Tokenizer whatever the folder says, and ours is lost.
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=task.hidden_size,
+        intermediate_size=3 * task.hidden_size,
+        num_hidden_layers=task.num_layers,
+        num_attention_heads=task.hidden_size // _HEAD_DIM,
+        num_key_value_heads=task.hidden_size // _HEAD_DIM,
+        max_position_embeddings=_MAX_POSITIONS,
+        tie_word_embeddings=True,
+        pad_token_id=ids[PAD],
+        eos_token_id=ids[EOS],
+        bos_token_id=None,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def make_tokenizer():
+    """One token a word: ids 0, 1, 2 are <pad>, <eos>, <unk>; decoding joins words with spaces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate([PAD, EOS, UNK, *vocabulary()])}
+    words = Tokenizer(models.WordLevel(ids, unk_token=UNK))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        model_max_length=_MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )

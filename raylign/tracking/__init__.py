@@ -1,0 +1,12 @@
+"""What a run tells while it runs: metrics to files and services, and a live view in the terminal.
+
+Imports neither ray nor torch; W&B and TensorBoard are imported only by a run that asks for them.
+"""
+
+from raylign.tracking.console import progress_console
+from raylign.tracking.jsonl import read_metrics
+from raylign.tracking.live import LiveView
+from raylign.tracking.tracker import Tracker
+from raylign.tracking.view import NullView, PlainView, View, make_view
+
+__all__ = ["LiveView", "NullView", "PlainView", "Tracker", "View", "make_view", "progress_console", "read_metrics"]
