@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,8 +35,13 @@ def run(
 ) -> None:
     """Execute a run, and the runs it needs, to the end."""
     from raylign.config import load_config
+    from raylign.config.graph import check_graph
 
     loaded = load_config(config, overrides or ())
+    check_graph(loaded)  # a mistake in a needed config is told before the libraries are in
+    # Read as transformers is imported: its bars and notes would stand between the run's own lines.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from raylign.controllers.run import run as execute
     from raylign.controllers.show import show_result
 

@@ -43,10 +43,11 @@ def reserve(roles: Mapping[str, RoleResources], strategy: str, timeout: float, w
     for role, resources in roles.items():
         ranges[role] = range(len(bundles), len(bundles) + resources.num_actors)
         bundles += [_bundle(resources)] * resources.num_actors
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     too_large = [
         f"placement.{role} (each actor {_show(_bundle(resources))})"
         for role, resources in roles.items()
-        if not any(_fits(_bundle(resources), node["Resources"]) for node in ray.nodes() if node["Alive"])
+        if not any(_fits(_bundle(resources), node) for node in nodes)
     ]
     total = {key: sum(bundle.get(key, 0.0) for bundle in bundles) for key in ("CPU", "GPU")}
     cluster = ray.cluster_resources()
@@ -57,8 +58,17 @@ def reserve(roles: Mapping[str, RoleResources], strategy: str, timeout: float, w
         )
         raise PlacementError(
             f"{what}: does not fit: the run needs {_show(total)} in all, the cluster has {_show(cluster)} on "
-            f"{len([n for n in ray.nodes() if n['Alive']])} node(s); lower num_actors, num_cpus or num_gpus there, "
-            "or add nodes"
+            f"{len(nodes)} node(s); lower num_actors, num_cpus or num_gpus there, or add nodes"
+        )
+    if strategy == "STRICT_SPREAD" and len(bundles) > len(nodes):
+        raise PlacementError(
+            f"placement.strategy: STRICT_SPREAD puts every actor on its own node, but there are {len(bundles)} actors "
+            f"for {len(nodes)} node(s); set it to SPREAD or PACK, or add nodes"
+        )
+    if strategy == "STRICT_PACK" and not any(_fits(total, node) for node in nodes):
+        raise PlacementError(
+            f"placement.strategy: STRICT_PACK puts all actors on one node, but no node has {_show(total)}; set it to "
+            "PACK, or use larger nodes"
         )
     group = placement_group(bundles, strategy=strategy)
     try:

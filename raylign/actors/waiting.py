@@ -8,11 +8,13 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from raylign.errors import DeadlineError, Interrupted, RaylignError
 
 _POLL = 0.5  # seconds between looks at the stop request
+# Objects that an actor made with ray.put (the policy's weights) are lost with it.
+_LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 
 
 class ActorLost(RaylignError):
@@ -77,11 +79,15 @@ def translate(error: RayError, waiting_for: str) -> Exception:
     """Ray's wrapper -> the error that a role raised, or ActorLost where an actor died (also further up the chain)."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, RayActorError):
-            found = seen.actor_id
-            first_line = str(seen).strip().splitlines()[0]
-            return ActorLost(f"{waiting_for}: an actor died: {first_line}", (found,) if found else ())
+        if isinstance(seen, RayTaskError):
+            # Before anything else: Ray raises a mixture of this class and the role's own, whose text is a traceback.
+            seen = seen.cause
+            continue
         if isinstance(seen, RaylignError):
             return seen
-        seen = seen.cause if isinstance(seen, RayTaskError) and seen.cause is not seen else seen.__cause__
+        if isinstance(seen, _LOST):
+            found = seen.actor_id if isinstance(seen, RayActorError) else None
+            first_line = str(seen).strip().splitlines()[0]
+            return ActorLost(f"{waiting_for}: an actor died: {first_line}", (found,) if found else ())
+        seen = seen.__cause__
     return RaylignError(f"{waiting_for}: {error}")

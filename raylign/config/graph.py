@@ -6,6 +6,8 @@ from raylign.config.load import load_config
 from raylign.config.run import RunConfig
 from raylign.errors import ConfigError
 
+TASK_DATA = ("corpus", "prompts", "eval_prompts")
+
 
 def upstream_configs(config: RunConfig, chain: tuple[str, ...] = ()) -> dict[str, RunConfig]:
     """Configs named by the `run:` paths of `config`, by that path, with what they take from it.
@@ -15,10 +17,12 @@ def upstream_configs(config: RunConfig, chain: tuple[str, ...] = ()) -> dict[str
     is not handed down, so that runs which differ in seed share their start.
 
     Raises:
-        ConfigError: a config is missing or wrong, needs itself, or does not make what is asked of it.
+        ConfigError: a config is missing or wrong, needs itself, or it (or the task) does not make what is asked of it.
     """
     found = {}
     for place, value in config.sources():
+        if value.startswith("task:"):
+            _check_task_has(place, value)
         if not value.startswith("run:"):
             continue
         if value in chain:
@@ -42,6 +46,14 @@ def check_graph(config: RunConfig, chain: tuple[str, ...] = ()) -> list[str]:
             if name not in names:
                 names.append(name)
     return names
+
+
+def _check_task_has(place: str, value: str) -> None:
+    if place.endswith("reward.path"):
+        raise ConfigError([f"{place}: {value} is no model; for the true reward of the task write {{type: task}}"])
+    known = TASK_DATA if place.endswith("data.path") else ("model",)
+    if value.removeprefix("task:") not in known:
+        raise ConfigError([f"{place}: the task has no {value} for this; write task:{' or task:'.join(known)}"])
 
 
 def _check_makes(upstream: RunConfig, place: str, value: str) -> None:

@@ -75,7 +75,8 @@ class Commits:
             files[str(file.relative_to(path))] = {"size": file.stat().st_size, "sha256": _sha256(file)}
             _sync(file)
         manifest = path / MANIFEST
-        manifest.write_text(json.dumps({"format": _FORMAT, "step": step, "state": state, "files": files}, indent=1))
+        content = {"format": _FORMAT, "step": step, "state": state, "files": files}
+        manifest.write_text(json.dumps(content | {"sha256": _digest(content)}, indent=1))
         _sync(manifest)
         for folder in [*(p for p in path.rglob("*") if p.is_dir()), path]:
             _sync(folder)
@@ -96,13 +97,25 @@ def verify(path: Path) -> Commit:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path / MANIFEST}: unreadable: {e}; {advice}") from None
-    if manifest["format"] != _FORMAT:
-        raise CheckpointError(f"{path / MANIFEST}: format {manifest['format']}, this raylign reads {_FORMAT}")
+    match manifest:
+        case {"format": int(other)} if other != _FORMAT:
+            raise CheckpointError(
+                f"{path / MANIFEST}: format {other}, this raylign reads {_FORMAT}; use the raylign that wrote it"
+            )
+        case {"sha256": str(digest), **content} if digest == _digest(content):
+            pass
+        case _:
+            raise CheckpointError(f"{path / MANIFEST}: not as it was written; {advice}")
     for name, wanted in manifest["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != wanted["size"] or _sha256(file) != wanted["sha256"]:
             raise CheckpointError(f"{file}: missing or not as the manifest says; {advice}")
     return Commit(path, manifest["step"], manifest["state"])
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Of the manifest itself: a state that was changed on disk would otherwise be believed."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()  # JSON keeps the order of keys
 
 
 def _sha256(file: Path) -> str:

@@ -8,7 +8,7 @@ from raylign.config import DataConfig, RunConfig
 from raylign.data import load_pairs, load_prompts, load_sequences
 from raylign.errors import UserError
 from raylign.models.load import context_length, load_tokenizer
-from raylign.types import Dataset, PromptSet
+from raylign.types import Dataset
 
 KIND = {"ppo": "prompts", "collect": "prompts", "sft": "sequences", "dpo": "pairs", "reward_model": "pairs"}
 
@@ -49,7 +49,3 @@ def _load(kind: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, confi
             return load_sequences(data, tokenizer, context)
         case _:
             return load_pairs(data, tokenizer, context)
-
-
-def num_rows(dataset: Dataset) -> int:
-    return len(dataset.tokens) if isinstance(dataset, PromptSet) else len(dataset)

@@ -49,6 +49,10 @@ class Roles:
     def pop_metrics(self) -> list[ObjectRef]:
         return [actor.pop_metrics.remote() for group in self.groups.values() for actor in group.actors]
 
+    def dismiss(self, role: str) -> None:
+        """End the actors of a role that is not needed any more."""
+        self.groups.pop(role).kill()
+
     def close(self) -> None:
         for group in self.groups.values():
             group.kill()

@@ -27,6 +27,7 @@ from raylign.tracking import Tracker, make_view
 from raylign.types import Dataset
 
 SUMMARY = "summary.json"
+CONTENT = "content.json"
 _MAY_CHANGE = {"output_dir", "tracking", "limits", "checkpoint", "placement"}  # on --resume
 
 
@@ -184,16 +185,18 @@ def _fresh(base: Path) -> Path:
 
 
 def _write_configs(folder: Path, stage: Stage, config: RunConfig) -> None:
-    """config.yaml is what the user wrote, completed with defaults; resolved.yaml has real paths in it."""
+    """config.yaml is what the user wrote, completed with defaults; resolved.yaml has real paths in it; content.json
+    is the hash of what those paths held."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, one in (("config.yaml", stage.config), ("resolved.yaml", config)):
         writing = folder / f".{name}.writing"
         writing.write_text(yaml.safe_dump(one.model_dump(mode="json"), sort_keys=False))
         writing.replace(folder / name)
+    _write_json(folder / CONTENT, stage.content)
 
 
 def _check_same(stage: Stage, folder: Path) -> None:
-    """Refuse to go on with a run whose config says something else today."""
+    """Refuse to go on with a run whose config says something else today, or the files and runs it names."""
     file = folder / "config.yaml"
     if not file.exists():
         return
@@ -204,6 +207,14 @@ def _check_same(stage: Stage, folder: Path) -> None:
             f"{place}: differs from the run in {folder}; resume with the same config, or leave out --resume to start a "
             "new run"
         )
+    held = json.loads((folder / CONTENT).read_text()) if (folder / CONTENT).exists() else {}
+    values = dict(stage.config.sources())
+    for place, digest in stage.content.items():
+        if held.get(place, digest) != digest:
+            raise UserError(
+                f"{place}: {values.get(place, 'the function')} is not what it was when the run in {folder} began; put "
+                "it back, or leave out --resume to start a new run"
+            )
 
 
 def _differences(then: Any, now: Any, at: str = "") -> list[str]:

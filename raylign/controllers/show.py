@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raylign.controllers.run import RunResult
@@ -24,7 +25,7 @@ def show_result(result: RunResult, console: Console | None = None) -> None:
     table = samples_table(result)
     if table:
         console.print(table)
-    console.print(f"run directory: {result.folder}", soft_wrap=True)
+    console.print(f"run directory: {escape(str(result.folder))}", soft_wrap=True)
 
 
 def samples_table(result: RunResult, num: int = 3) -> Table | None:
@@ -35,9 +36,9 @@ def samples_table(result: RunResult, num: int = 3) -> Table | None:
     before, after = ([json.loads(line) for line in file.open()][:num] for file in files)
     table = Table("prompt", "before", "after", show_lines=True)
     for old, new in zip(before, after, strict=True):
-        table.add_row(
-            old["prompt"], *(f"{s['completion'].strip()}\n[dim]{_number(s['score'])}[/dim]" for s in (old, new))
-        )
+        # What a model wrote may look like markup.
+        cells = (f"{escape(s['completion'].strip())}\n[dim]{_number(s['score'])}[/dim]" for s in (old, new))
+        table.add_row(escape(old["prompt"]), *cells)
     return table
 
 

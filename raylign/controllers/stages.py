@@ -19,9 +19,12 @@ from typing import Any
 from raylign.config import RunConfig
 from raylign.config.graph import upstream_configs
 from raylign.controllers.collect import PREFERENCES
+from raylign.errors import UserError
 from raylign.tasks import prepare
 
 MODEL = "model"
+_FILES = (".jsonl", ".json", ".parquet", ".py")
+_PART = 2**20
 _NOT_CONTENT = {"name", "output_dir", "tracking", "limits", "checkpoint", "placement"}
 
 
@@ -31,7 +34,15 @@ class Stage:
 
     config: RunConfig
     needs: dict[str, Stage]  # "run:/abs/path.yaml" -> its stage
-    key: str  # hash of the content
+    content: dict[str, str]  # dotted place -> hash of the file, folder or run that is named there
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the outcome."""
+        tree = self.config.model_dump(mode="json", exclude=_NOT_CONTENT)
+        for place, digest in self.content.items():
+            _set(tree, place, digest)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
     @property
     def folder(self) -> Path:
@@ -39,10 +50,21 @@ class Stage:
 
 
 def plan(config: RunConfig, chain: tuple[str, ...] = ()) -> Stage:
-    """Read and check every config that a run needs, before anything is executed (see `upstream_configs`)."""
+    """Read and check every config that a run needs, before anything is executed (see `upstream_configs`).
+
+    Raises:
+        ConfigError: a config is wrong; UserError: a file or folder that one of them names is not there.
+    """
+    for place, value in config.sources():
+        local = value.startswith(("/", ".", "~")) or Path(value).suffix in _FILES
+        if local and not value.startswith("run:") and not Path(value).expanduser().exists():
+            raise UserError(
+                f"{place}: no such file or folder: {value} (run {config.name}); check the path (relative paths start "
+                "at the working directory)"
+            )
     upstream = upstream_configs(config, chain)
     needs = {value: plan(needed, (*chain, value)) for value, needed in upstream.items()}
-    return Stage(config, needs, _key(config, needs))
+    return Stage(config, needs, _content(config, needs))
 
 
 def resolve(stage: Stage, execute: Callable[[Stage], Path]) -> RunConfig:
@@ -66,15 +88,43 @@ def _task_folder(config: RunConfig) -> Path:
     return Path(config.output_dir).resolve() / "tasks" / f"{config.task.name}-{digest}"
 
 
-def _key(config: RunConfig, needs: dict[str, Stage]) -> str:
-    tree = config.model_dump(mode="json", exclude=_NOT_CONTENT)
+def _content(config: RunConfig, needs: dict[str, Stage]) -> dict[str, str]:
+    found = {}
     for place, value in config.sources():
+        path = Path(value).expanduser()
         if value in needs:
-            _set(tree, place, f"run:{needs[value].key}")
-        elif Path(value).is_file():
-            with Path(value).open("rb") as f:
-                _set(tree, place, f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}")
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+            found[place] = f"run:{needs[value].key}"
+        elif path.is_file():
+            found[place] = _file_hash(path)
+        elif path.is_dir():
+            found[place] = _folder_hash(path)
+    for place, reward in (
+        ("reward", config.reward),
+        ("evaluation.reward", config.evaluation and config.evaluation.reward),
+    ):
+        if reward and reward.type == "function":
+            source, _, name = reward.function.rpartition(":")
+            if Path(source).is_file():
+                found[f"{place}.function"] = f"{_file_hash(Path(source))}:{name}"
+    return found
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as f:
+        return f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}"
+
+
+def _folder_hash(folder: Path) -> str:
+    """Of the names, sizes, first and last MiB of all files: other weights differ there, and a large model takes no time."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder)}\0{size}\0".encode())
+        with file.open("rb") as f:
+            digest.update(f.read(_PART))
+            f.seek(max(0, size - _PART))
+            digest.update(f.read(_PART))
+    return f"folder:{digest.hexdigest()}"
 
 
 def _set(tree: dict[str, Any], place: str, value: str) -> None:

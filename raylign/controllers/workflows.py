@@ -64,11 +64,16 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
     scores = Found(run, held_out)
     judges_itself = algorithm.name == "reward_model"
     if commit is None or commit.step < total or judges_itself:
-        logprobs = _reference(run, rows, data) if algorithm.name == "dpo" else None
-        roles = launch(run, ["policy"], total, commit)
+        cache = _reference_cache(run, rows) if algorithm.name == "dpo" else None
+        cached = cache and cached_logprobs(cache)
+        roles = launch(run, ["policy", *(["reference"] if cache and not cached else [])], total, commit)
         try:
             loop = OfflineLoop(run, roles, algorithm, len(rows))
-            loop.set_data(data, logprobs)
+            if cache and not cached:
+                cached = reference_logprobs(run, roles, rows, data)
+                cache_logprobs(cache, cached)
+                roles.dismiss("reference")
+            loop.set_data(data, cached)
             if commit:
                 loop.restore(commit.step, commit.state)
             if judges_itself:
@@ -125,18 +130,10 @@ class Found:
         self.found[label] = json.loads(file.read_text())
 
 
-def _reference(run: Run, pairs: PairSet, data: ray.ObjectRef) -> Any:
-    """Reference logprobs from the cache, or from reference actors that are placed for it and leave again."""
-    file = Path(run.config.output_dir).resolve() / "cache" / f"reference-{reference_key(run.config, pairs)}.safetensors"
-    logprobs = cached_logprobs(file)
-    if logprobs is None:
-        roles = launch(run, ["reference"])
-        try:
-            logprobs = reference_logprobs(run, roles, pairs, data)
-        finally:
-            roles.close()
-        cache_logprobs(file, logprobs)
-    return logprobs
+def _reference_cache(run: Run, pairs: PairSet) -> Path:
+    """Where the reference logprobs of these pairs are kept, for this run and all others that need the same."""
+    key = reference_key(run.config, pairs)
+    return Path(run.config.output_dir).resolve() / "cache" / f"reference-{key}.safetensors"
 
 
 def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:

@@ -12,6 +12,8 @@ from raylign.algorithms.kl import kl_estimate
 from raylign.config import PPOConfig
 from raylign.types import Experience, FloatArray, RolloutBatch, Scores, concat
 
+_GAP_QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+
 
 def assemble(
     algorithm: PPOConfig,
@@ -65,8 +67,7 @@ def assemble(
         returns=returns.numpy(),
     )
     lengths = batch.completion_mask.sum(1)
-    gap = np.abs(old - batch.logprobs)[batch.completion_mask]
-    scored = raw[valid] if valid.any() else np.zeros(1, dtype=np.float32)
+    scored = raw[valid] if valid.any() else np.full(1, np.nan, dtype=np.float32)  # no score is not a score of 0
     metrics = {
         "reward/mean": float(scored.mean()),
         "reward/std": float(scored.std()),
@@ -75,10 +76,10 @@ def assemble(
         "completion/length": float(lengths.mean()),
         "completion/finished": float(batch.finished.mean()),
         "tokens/trained": float(mask_array.sum()),
-        "logprob_gap/p50": float(np.quantile(gap, 0.5)),
-        "logprob_gap/p99": float(np.quantile(gap, 0.99)),
-        "logprob_gap/max": float(gap.max()),
     }
+    if algorithm.old_logprobs == "learner":  # otherwise nobody but the engine has scored the samples yet
+        gap = np.abs(old - batch.logprobs)[batch.completion_mask]
+        metrics |= {f"logprob_gap/{name}": float(np.quantile(gap, q)) for name, q in _GAP_QUANTILES.items()}
     for estimator in ("k1", "k3"):
         kl = kl_estimate(old_t, ref_t, estimator) * torch.from_numpy(batch.completion_mask)
         metrics[f"kl/{estimator}"] = float(kl.sum(1).mean())

@@ -104,10 +104,10 @@ class Learner:
             for name, value in {"loss": result.total.detach(), **result.metrics}.items():
                 sums[name] += value
         self.world.sum_gradients(self.named.values())
-        sums = self.world.sum_metrics(sums)
+        totals = self.world.sum_metrics({name: float(value) for name, value in sums.items()})
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.spec.optimizer.max_grad_norm)
         rate = learning_rate(self.spec.optimizer, self.num_steps, self.spec.total_steps)
-        metrics = {name: float(value) / normaliser for name, value in sums.items()}
+        metrics = {name: value / normaliser for name, value in totals.items()}
         self._apply(rate, finite=math.isfinite(float(norm)) and math.isfinite(metrics["loss"]))
         return {
             **metrics,
@@ -160,8 +160,7 @@ class Learner:
         moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in load_file(state / "optimizer.safetensors").items():
             key, _, parameter = name.partition("/")
-            # AdamW keeps its step count on the CPU.
-            moments[parameter][key] = tensor if key == "step" else tensor.to(self.device)
+            moments[parameter][key] = tensor.to(self.device, copy=True)  # the step count too: fused AdamW reads it there
         for name, values in moments.items():
             self.optimizer.state[self.named[name]] = values
         for name, value in json.loads((state / "learner.json").read_text()).items():

@@ -113,7 +113,10 @@ def _passes(
                 groups, num_tokens, lambda group: loss(_to_device(experience, group, learner.device))
             )
         )
-    means = {key: float(np.mean([step[key] for step in steps])) for key in (steps[0] if steps else ())}
+    if not steps:
+        return {}
+    means = {key: float(np.mean([step[key] for step in steps])) for key in steps[0]}
+    means["optimizer/skipped"] = steps[-1]["optimizer/skipped"]  # a running count, not a mean
     ours = {"loss", *(key for key in means if key.startswith("optimizer/"))}
     return {f"{name}/{key}" if key in ours else key: value for key, value in means.items()}
 

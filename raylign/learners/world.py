@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 
 class World:
@@ -41,14 +42,17 @@ class World:
         for p, chunk in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = chunk.view_as(p)
 
-    def sum_metrics(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Metrics summed over the ranks, which must all know the same names."""
-        if self.size == 1 or not metrics:
+    def sum_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Metrics summed over the ranks; a rank without work brings none and still takes part."""
+        if self.size == 1:
             return metrics
-        names = sorted(metrics)
-        flat = torch.stack([metrics[name] for name in names])
-        dist.all_reduce(flat)
-        return dict(zip(names, flat.unbind(), strict=True))
+        parts: list[dict[str, float]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(parts, metrics)
+        sums: dict[str, float] = defaultdict(float)
+        for part in parts:
+            for name, value in part.items():
+                sums[name] += value
+        return dict(sums)
 
     def close(self) -> None:
         if self.size > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from raylign.config import ModelConfig
@@ -27,8 +29,30 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model, or the one named by `model.tokenizer`."""
-    source = config.tokenizer or config.path
-    return _load(AutoTokenizer, source, "model.tokenizer", revision=config.revision, **_trust(config))
+    return open_tokenizer(config.tokenizer or config.path, config.trust_remote_code, config.revision)
+
+
+def open_tokenizer(
+    source: str, trust_remote_code: bool = False, revision: str | None = None, place: str = "model.tokenizer"
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name, as its own files say.
+
+    AutoTokenizer goes by the model type first: beside a Qwen2 config it returns a Qwen2Tokenizer even where
+    tokenizer_config.json names a plain fast tokenizer, and for a folder without tokenizer files an empty one.
+    Raises:
+        UserError: there is none, or it has no vocabulary.
+    """
+    kind = AutoTokenizer
+    declared = Path(source) / "tokenizer_config.json"
+    if declared.is_file():
+        name = json.loads(declared.read_text()).get("tokenizer_class")
+        kind = PreTrainedTokenizerFast if name in ("PreTrainedTokenizerFast", "TokenizersBackend") else AutoTokenizer
+    elif Path(source).is_dir() and not any(Path(source).glob("tokenizer*")):
+        raise UserError(f"{place}: {source} has no tokenizer files; save the tokenizer there, or name another folder")
+    tokenizer = _load(kind, source, place, revision=revision, trust_remote_code=trust_remote_code)
+    if len(tokenizer) == 0:
+        raise UserError(f"{place}: the tokenizer in {source} has no vocabulary; save it again")
+    return tokenizer
 
 
 def context_length(config: ModelConfig) -> int:
@@ -122,9 +146,14 @@ def _prepare(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            # transformers keeps attention dropout as a plain number on the attention module.
-            if "attention_dropout" in vars(module):
-                setattr(module, "attention_dropout", 0.0)  # noqa: B010  (no declared attribute of nn.Module)
+            # transformers keeps attention dropout, and older models (OPT) every dropout, as plain numbers on the module.
+            for name, value in list(vars(module).items()):
+                if name.endswith("dropout") and isinstance(value, float):
+                    setattr(module, name, 0.0)
+    for parameter in model.parameters():
+        # Out of the memory-mapped file into memory of torch's own: matrix products differ in their last bits with the
+        # alignment of their operands, which in a file depends on the length of its header.
+        parameter.data = parameter.data.clone()
     return model.train(config.dropout or config.gradient_checkpointing)
 
 

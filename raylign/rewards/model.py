@@ -7,7 +7,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -16,6 +15,7 @@ from raylign.data.batching import micro_batches
 from raylign.errors import UserError
 from raylign.models.forward import sequence_scores
 from raylign.models.infer import autocast
+from raylign.models.load import open_tokenizer
 from raylign.types import PromptSet, Ragged, RolloutBatch, Scores
 
 
@@ -48,7 +48,7 @@ class ModelSource:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = _load_model(path, trust_remote_code, place, self._device)
         self._policy_tokenizer = tokenizer
-        own = _load_tokenizer(path, trust_remote_code, place)
+        own = open_tokenizer(path, trust_remote_code, place=place)
         self._own_tokenizer = None if own.get_vocab() == tokenizer.get_vocab() else own
         self._batch_tokens = batch_tokens
         self._compute_dtype = compute_dtype
@@ -98,11 +98,3 @@ def _load_model(path: str, trust_remote_code: bool, place: str, device: torch.de
         missing = min(info["missing_keys"])
         raise UserError(f"{place}: {path} lacks the weights {missing}; give a trained reward model")
     return model.eval().to(device)
-
-
-def _load_tokenizer(path: str, trust_remote_code: bool, place: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise UserError(f"{place}: {path} has no tokenizer: {reason}; save one beside the model") from e

@@ -6,10 +6,9 @@ import time
 from typing import Literal
 
 import torch
-from transformers import AutoTokenizer
 
 from raylign.config import RewardConfig, SentimentTask
-from raylign.models.load import DTYPES
+from raylign.models.load import DTYPES, open_tokenizer
 from raylign.rewards import make_source
 from raylign.types import PromptSet, RolloutBatch, Scores
 
@@ -28,7 +27,7 @@ class RewardWorker:
         """Loads the source; see `make_source`. `tokenizer_path` is the policy's; `trust_remote_code` is for it."""
         if num_threads:
             torch.set_num_threads(num_threads)
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trust_remote_code)
+        self.tokenizer = open_tokenizer(tokenizer_path, trust_remote_code)
         self._source = make_source(reward, self.tokenizer, task, DTYPES[compute_dtype], place)
         self._metrics = _no_metrics()
 

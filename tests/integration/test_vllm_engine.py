@@ -179,7 +179,7 @@ def test_finished_says_whether_a_stop_token_ended_the_completion(worker):
         assert c.finished == (c.token_ids[-1] in (EOS, 2))
         assert not np.isin(c.token_ids[:-1], (EOS, 2)).any()
         assert c.finished or len(c.token_ids) == 12
-    assert any(7 in c.token_ids[:-1] for c in completions)  # the eos of config.json ended nothing
+    assert any(7 in c.token_ids[:-1] for c in completions)  # the eos of config.json Ended nothing
 
 
 @pytest.mark.parametrize(("top_p", "top_k"), [(1.0, 0), (0.8, 0), (1.0, 5)])

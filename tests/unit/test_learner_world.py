@@ -1,0 +1,132 @@
+"""Two processes that share a step take the step of one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForTokenClassification, Qwen2Config, Qwen2ForCausalLM
+
+from raylign.config import DPOConfig, PPOConfig
+from raylign.learners.offline import DPOLearner
+from raylign.learners.ppo import CriticLearner, PPOPolicyLearner
+from raylign.learners.world import World
+from tests.unit.tiny import (
+    GradientTrap,
+    assert_same,
+    experience,
+    model_config,
+    pairs,
+    save_tiny,
+    spec_of,
+)
+
+DEADLINE = 60.0
+PPO = PPOConfig(name="ppo", minibatches=2)
+ALONE = 10_000  # padded tokens: one micro-batch, so that the second rank has no work
+
+Result = tuple[dict[str, Tensor], dict[str, float]]  # gradients, metrics
+
+
+def dpo_step(root: Path, world: World, budget: int) -> Result:
+    learner = DPOLearner(model_config(root / "policy"), spec_of(budget), DPOConfig(name="dpo"), world)
+    data = pairs(7, seed=1)
+    rng = np.random.default_rng(0)
+    learner.set_data(data, (rng.normal(-20, 3, 7).astype(np.float32), rng.normal(-20, 3, 7).astype(np.float32)))
+    trap = GradientTrap(learner)
+    metrics = learner.update_rows(np.arange(7))
+    return trap.steps[0], metrics
+
+
+def policy_update(root: Path, world: World, budget: int) -> Result:
+    # A rate so small that the second minibatch meets the first one's weights: its gradient is then compared exactly.
+    spec = spec_of(budget, learning_rate=1e-9)
+    learner = PPOPolicyLearner(model_config(root / "policy"), spec, PPO, 0.7, world)
+    trap = GradientTrap(learner)
+    metrics = learner.update(experience(9, seed=2))
+    return {f"{i}/{name}": g for i, step in enumerate(trap.steps) for name, g in step.items()}, metrics
+
+
+def critic_update(root: Path, world: World, budget: int) -> Result:
+    learner = CriticLearner(model_config(root / "critic"), spec_of(budget, learning_rate=1e-9), PPO, world)
+    trap = GradientTrap(learner)
+    metrics = learner.update(experience(9, seed=3))
+    return {f"{i}/{name}": g for i, step in enumerate(trap.steps) for name, g in step.items()}, metrics
+
+
+CASES = {"dpo": dpo_step, "ppo_policy": policy_update, "ppo_critic": critic_update}
+BUDGETS = {"shared": 30, "second rank idle": ALONE}
+
+
+def rank_main(rank: int, address: str, root: str) -> None:
+    """One rank: every case, results on disk."""
+    torch.set_num_threads(1)
+    world = World(rank, 2, address, timeout=DEADLINE / 2)
+    for case, step in CASES.items():
+        for place, budget in BUDGETS.items():
+            gradients, metrics = step(Path(root), world, budget)
+            numbers = {f"metric {name}": torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+            save_file({**gradients, **numbers}, Path(root) / f"{case}-{place}-{rank}.safetensors")
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Models, and what two ranks made of them."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("world")
+    save_tiny(root / "policy", Qwen2ForCausalLM, Qwen2Config, tie_word_embeddings=True)
+    save_tiny(root / "critic", LlamaForTokenClassification, LlamaConfig, num_labels=1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    spawn = multiprocessing.get_context("spawn")
+    ranks = [spawn.Process(target=rank_main, args=(rank, address, str(root)), daemon=True) for rank in (0, 1)]
+    try:
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(DEADLINE)
+        assert [process.exitcode for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            if process.is_alive():
+                process.kill()
+            process.join(10)
+    return root
+
+
+@pytest.mark.parametrize("place", BUDGETS)
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_take_the_step_of_one(root, case, place):
+    expected, metrics = CASES[case](root, World(), 30)
+    norm = next(value for name, value in metrics.items() if name.endswith("optimizer/grad_norm"))
+    for rank in (0, 1):
+        found = load_file(root / f"{case}-{place}-{rank}.safetensors")
+        numbers = {n.removeprefix("metric "): found.pop(n).item() for n in list(found) if n.startswith("metric ")}
+        assert_same(found, expected, 1e-6 * max(1.0, norm))
+        assert numbers.keys() == metrics.keys()
+        for name, value in metrics.items():
+            assert numbers[name] == pytest.approx(value, rel=2e-6, abs=2e-6), name
+
+
+def test_ranks_agree_bit_by_bit(root):
+    for case in CASES:
+        one, two = (load_file(root / f"{case}-shared-{rank}.safetensors") for rank in (0, 1))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_half_of_the_work_is_another_gradient(root):
+    """Negative control: a rank that summed nothing would hold the gradient of its own micro-batches only."""
+    (expected, _), half = dpo_step(root, World(), 30), World()
+    half.rank, half.size = 0, 2
+    half.sum_gradients = lambda parameters: None
+    half.sum_metrics = lambda metrics: metrics
+    found, _ = dpo_step(root, half, 30)
+    assert max((found[name] - expected[name]).abs().max().item() for name in expected) > 1e-2
