@@ -150,7 +150,7 @@ def _build(
             build = partial(
                 ReferenceModel,
                 config.reference or config.model,
-                config.learner.micro_batch_tokens,
+                _micro_batch_tokens(config, config.placement.reference),
                 temperature,
                 threads,
             )
@@ -208,12 +208,16 @@ def _spec(config: RunConfig, optimizer: OptimizerConfig, total_steps: int, seed:
     return LearnerSpec(
         optimizer=optimizer,
         total_steps=total_steps,
-        micro_batch_tokens=config.learner.micro_batch_tokens,
+        micro_batch_tokens=_micro_batch_tokens(config, config.placement.policy),
         compute_dtype=config.model.compute_dtype,
         seed=seed,
         max_skipped_steps=config.limits.max_skipped_steps,
         num_threads=threads,
     )
+
+
+def _micro_batch_tokens(config: RunConfig, resources: RoleResources) -> int:
+    return config.learner.micro_batch_tokens or (16_384 if resources.num_gpus > 0 else 2048)
 
 
 def _threads(name: str, names: list[str]) -> int:

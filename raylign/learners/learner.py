@@ -160,7 +160,9 @@ class Learner:
         moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in load_file(state / "optimizer.safetensors").items():
             key, _, parameter = name.partition("/")
-            moments[parameter][key] = tensor.to(self.device, copy=True)  # the step count too: fused AdamW reads it there
+            moments[parameter][key] = tensor.to(
+                self.device, copy=True
+            )  # the step count too: fused AdamW reads it there
         for name, values in moments.items():
             self.optimizer.state[self.named[name]] = values
         for name, value in json.loads((state / "learner.json").read_text()).items():

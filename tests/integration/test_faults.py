@@ -32,6 +32,7 @@ def test_one_ctrl_c_saves_and_leaves_nothing_running(workshop, name):
     assert newest_commit(folder) == metrics(folder)[-1]["step"] >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("shell", "redone"), [("RolloutShell", "replaced"), ("PPOPolicyShell", None)])
 def test_an_actor_that_dies_changes_nothing_in_the_result(workshop, shell, redone):
@@ -52,6 +53,7 @@ def test_an_actor_that_dies_changes_nothing_in_the_result(workshop, shell, redon
     assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_past_the_failure_budget_the_run_ends_with_a_whole_commit(workshop):
     run = "ppo_no_budget"

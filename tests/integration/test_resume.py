@@ -42,6 +42,7 @@ def test_killed_and_resumed_is_bit_identical(workshop, name):
     assert steps[0] == steps[1] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo", "dpo"])
 @pytest.mark.timeout(600)
 def test_without_its_random_state_a_resumed_run_differs(workshop, name):

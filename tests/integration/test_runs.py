@@ -89,6 +89,8 @@ def test_python_api_does_what_the_cli_does(workshop):
     assert folder.endswith("dpo_api")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_ppo_on_a_learned_reward_is_judged_by_the_ground_truth(workshop):
     """Reward from a reward_model run, evaluation by the task, the transformers engine, samples generated ahead."""
     reward = f"reward={{type: model, path: 'run:{workshop.config('reward_model')}'}}"

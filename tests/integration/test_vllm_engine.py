@@ -19,7 +19,7 @@ from raylign.errors import StaleEngineError, UserError
 from raylign.rollout import RolloutWorker
 from raylign.types import PromptSet, Ragged
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")]
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 
 VOCAB = 64
 EOS = 1
