@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +18,9 @@ from tests.integration.small_runs import Ended, family, hashes, left_behind, new
 EVERY_STEP = "checkpoint.every_steps=1"
 
 
-def kill_at(workshop, name: str, run: str, step: int, resume: bool) -> None:
+def kill_at(workshop, name: str, run: str, step: int, resume: bool, *overrides: str) -> None:
     """Run until commit `step` is there, then kill -9 the driver; its Ray must go with it."""
-    process = workshop.start(name, f"name={run}", EVERY_STEP, resume=resume)
+    process = workshop.start(name, f"name={run}", EVERY_STEP, *overrides, resume=resume)
     folder = workshop.folder / "runs" / run
     with Ended(process):
         wait_for(lambda: newest_commit(folder) >= step, 300, f"commit {step}", process)
@@ -47,15 +49,26 @@ def test_killed_and_resumed_is_bit_identical(workshop, name):
 @pytest.mark.timeout(600)
 def test_without_its_random_state_a_resumed_run_differs(workshop, name):
     """The negative control of the test above: the same kill and resume, with the random state of a fresh process."""
-    whole = workshop.run(name, f"name={name}_uninterrupted", EVERY_STEP, resume=True)  # done already
+    model = f"model.path={with_dropout(workshop)}"  # DPO draws nothing at random but dropout
+    whole = workshop.run(name, f"name={name}_remembering", EVERY_STEP, model)
     run = f"{name}_forgetful"
-    kill_at(workshop, name, run, 2, False)
+    kill_at(workshop, name, run, 2, False, model)
     folder = workshop.folder / "runs" / run
     commit = Commits(folder / "commits", keep=2).latest()
     assert commit
     forget_random_state(commit.path)
-    resumed = workshop.run(name, f"name={run}", EVERY_STEP, resume=True)
+    resumed = workshop.run(name, f"name={run}", EVERY_STEP, model, resume=True)
     assert hashes(resumed)["model/model.safetensors"] != hashes(whole)["model/model.safetensors"]
+
+
+def with_dropout(workshop) -> Path:
+    """A copy of the SFT model whose own dropout is not 0."""
+    folder = workshop.folder / "with_dropout"
+    if not folder.exists():
+        shutil.copytree(workshop.run("sft", "name=sft_for_dropout") / "model", folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
+    return folder
 
 
 def forget_random_state(commit) -> None:
