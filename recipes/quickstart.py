@@ -5,6 +5,7 @@ pairs and the reward model are made once, by the first run that needs them.
 """
 
 import importlib.util
+import os
 import sys
 import time
 from pathlib import Path
@@ -55,11 +56,12 @@ def main(overrides: list[str]) -> None:
             f"{s['score_after']:+.2f}",
             f"{s['kl']:.1f}",
             f"{s['wall_seconds']:.0f}",
-            str(result.folder.relative_to(Path.cwd())),
+            os.path.relpath(result.folder),
         )
     console.print(scores)
     console.print(
-        f"whole quickstart: {time.monotonic() - start:.0f} s; everything it made is in {Path('runs/quickstart').resolve()}"
+        f"whole quickstart: {time.monotonic() - start:.0f} s; everything it made is in {result.folder.parent}",
+        soft_wrap=True,
     )
 
 
