@@ -160,9 +160,8 @@ class Learner:
         moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in load_file(state / "optimizer.safetensors").items():
             key, _, parameter = name.partition("/")
-            moments[parameter][key] = tensor.to(
-                self.device, copy=True
-            )  # the step count too: fused AdamW reads it there
+            # The step count too goes to the device: fused AdamW reads it there. Copied, as the weights are on loading.
+            moments[parameter][key] = tensor.to(self.device, copy=True)
         for name, values in moments.items():
             self.optimizer.state[self.named[name]] = values
         for name, value in json.loads((state / "learner.json").read_text()).items():

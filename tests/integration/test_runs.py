@@ -24,8 +24,8 @@ def test_ppo_uses_vllm_and_an_actor_process_for_every_role(workshop):
     folder = workshop.folder / "runs" / "ppo_whole"
     with Ended(process):
         wait_for(lambda: (folder / "metrics.jsonl").exists() and metrics(folder), 240, "first step", process)
-        running = {p.pid: (" ".join(p.cmdline()), _maps(p)) for p in family(process.pid)}
         children = family(process.pid)
+        running = {p.pid: (" ".join(p.cmdline()), _maps(p)) for p in children}
         output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     for shell in ("PPOPolicyShell", "CriticShell", "ReferenceShell", "RewardShell", "RolloutShell"):

@@ -24,12 +24,7 @@ DATA = sequences(12, seed=1)
 State = tuple[dict[str, Tensor], dict[str, Tensor], list[dict[str, float]]]  # weights, moments, metrics by step
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -56,12 +56,7 @@ BUDGETS = [1, 30, 4096]  # one row at a time, a few, all
 Step = tuple[dict[str, float], dict[str, Tensor]]  # metrics and gradients of one optimizer step
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
