@@ -1,18 +1,40 @@
 """What a run is: frozen pydantic classes and their loader. Imports no torch, ray or vllm."""
 
 from raylign.config.algorithm import (
+    OFFLINE,
+    ONLINE,
     CollectConfig,
-    CriticConfig,
-    DPOConfig,
-    KLConfig,
-    PPOConfig,
-    RewardModelConfig,
-    SFTConfig,
+    OfflineAlgorithm,
+    OnlineAlgorithm,
+    PairAlgorithm,
+    PolicyGradientAlgorithm,
 )
 from raylign.config.base import Config
 from raylign.config.data import DataConfig
 from raylign.config.load import load_config, parse_config
 from raylign.config.model import ModelConfig, OptimizerConfig
+from raylign.config.offline import (
+    DPOConfig,
+    KTOConfig,
+    OfflineConfig,
+    ORPOConfig,
+    RewardModelConfig,
+    SFTConfig,
+    SimPOConfig,
+)
+from raylign.config.online import (
+    CriticConfig,
+    GRPOConfig,
+    ImportanceConfig,
+    KLConfig,
+    OnlineConfig,
+    OnlineDPOConfig,
+    OverlongConfig,
+    PolicyGradientConfig,
+    PPOConfig,
+    ReinforcePPConfig,
+    RLOOConfig,
+)
 from raylign.config.roles import (
     EvaluationConfig,
     FunctionReward,
@@ -25,16 +47,12 @@ from raylign.config.roles import (
     SamplingConfig,
     TaskReward,
 )
-from raylign.config.run import (
-    CheckpointConfig,
-    LearnerConfig,
-    RunConfig,
-    SentimentTask,
-    TrackingConfig,
-    WandbConfig,
-)
+from raylign.config.run import CheckpointConfig, LearnerConfig, RunConfig, TrackingConfig, WandbConfig
+from raylign.config.task import ExactTask, SentimentTask, TaskConfig
 
 __all__ = [
+    "OFFLINE",
+    "ONLINE",
     "CheckpointConfig",
     "CollectConfig",
     "Config",
@@ -42,15 +60,31 @@ __all__ = [
     "DPOConfig",
     "DataConfig",
     "EvaluationConfig",
+    "ExactTask",
     "FunctionReward",
+    "GRPOConfig",
+    "ImportanceConfig",
     "KLConfig",
+    "KTOConfig",
     "LearnerConfig",
     "LimitsConfig",
     "ModelConfig",
     "ModelReward",
+    "ORPOConfig",
+    "OfflineAlgorithm",
+    "OfflineConfig",
+    "OnlineAlgorithm",
+    "OnlineConfig",
+    "OnlineDPOConfig",
     "OptimizerConfig",
+    "OverlongConfig",
     "PPOConfig",
+    "PairAlgorithm",
     "PlacementConfig",
+    "PolicyGradientAlgorithm",
+    "PolicyGradientConfig",
+    "RLOOConfig",
+    "ReinforcePPConfig",
     "RewardConfig",
     "RewardModelConfig",
     "RoleResources",
@@ -59,6 +93,8 @@ __all__ = [
     "SFTConfig",
     "SamplingConfig",
     "SentimentTask",
+    "SimPOConfig",
+    "TaskConfig",
     "TaskReward",
     "TrackingConfig",
     "WandbConfig",

@@ -4,29 +4,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raylign.config.algorithm import AlgorithmConfig
+from raylign.config.algorithm import ONLINE, AlgorithmConfig
 from raylign.config.base import Config
 from raylign.config.data import DataConfig
 from raylign.config.model import ModelConfig
 from raylign.config.roles import EvaluationConfig, LimitsConfig, PlacementConfig, RewardConfig, RolloutConfig
-
-
-class SentimentTask(Config):
-    """Short reviews with a known sentiment, after section 6.1 of Rafailov et al. 2023."""
-
-    name: Literal["sentiment"]
-    seed: int = 0
-    """Seed of the corpus and of the model's first weights."""
-    num_reviews: int = Field(default=6000, ge=100)
-    """Reviews in the corpus that the SFT stage learns from."""
-    num_prompts: int = Field(default=2000, ge=10)
-    """Training prompts (beginnings of further reviews)."""
-    num_eval_prompts: int = Field(default=256, ge=10)
-    """Held-out prompts."""
-    hidden_size: int = Field(default=128, ge=16)
-    """Width of the model."""
-    num_layers: int = Field(default=4, ge=1)
-    """Depth of the model."""
+from raylign.config.task import TaskConfig
 
 
 class LearnerConfig(Config):
@@ -70,7 +53,7 @@ class RunConfig(Config):
     """Every random choice of the run follows from it."""
     output_dir: str = "runs"
     """Where run directories are made, relative to the working directory."""
-    task: SentimentTask | None = None
+    task: TaskConfig | None = None
     """Embedded task whose model, data and ground truth `task:...` paths refer to."""
     model: ModelConfig
     """The model that learns (the policy, or the reward model's start)."""
@@ -100,14 +83,14 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _consistent(self):
         algorithm = self.algorithm.name
-        if algorithm in ("ppo", "collect") and self.reward is None:
+        if algorithm in (*ONLINE, "collect") and self.reward is None:
             raise ValueError(
                 f"reward: {algorithm} scores its samples; add a reward section, e.g. reward: {{type: task}}"
             )
-        if self.algorithm.name == "ppo":
+        if self.algorithm.name in ONLINE:
             if self.rollout.sampling.top_p < 1 or self.rollout.sampling.top_k > 0:
                 raise ValueError(
-                    "rollout.sampling: ppo must sample from the policy itself; set top_p: 1.0 and top_k: 0"
+                    f"rollout.sampling: {algorithm} must sample from the policy itself; set top_p: 1.0 and top_k: 0"
                 )
             samples = self.algorithm.prompts_per_step * self.algorithm.samples_per_prompt
             if self.algorithm.minibatches > samples:

@@ -89,8 +89,8 @@ def test_a_wrong_key_names_the_line_and_the_nearest(write, change, problem):
         (("  path: my/model", "  path: m\n  attention: fast"), "run.yaml:4: model.attention: ", ["sdpa", "'fast'"]),
         (("name: first", "name: a/b"), "run.yaml:1: name: ", ["'a/b'"]),
         (("name: first", "name: .."), "run.yaml:1: name: ", ["not a directory name"]),
-        (("\n  name: dpo\n  beta: 0.1", " {}"), "run.yaml:6: algorithm: ", ["sft, reward_model, dpo, collect"]),
-        (("\n  name: dpo\n", "\n"), "run.yaml:6: algorithm: ", ["say which one with name: one of ppo, sft"]),
+        (("\n  name: dpo\n  beta: 0.1", " {}"), "run.yaml:6: algorithm: ", ["ppo, grpo", "kto, collect"]),
+        (("\n  name: dpo\n", "\n"), "run.yaml:6: algorithm: ", ["say which one with name: one of ppo, grpo"]),
     ],
 )
 def test_a_wrong_value_names_the_line_and_the_value(write, change, place, words):
