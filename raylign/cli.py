@@ -1,16 +1,19 @@
-"""The command line: `raylign run | validate | doctor | schema`. Heavy imports wait until a command needs them."""
+"""The command line: `raylign run | compare | validate | doctor | schema`. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from raylign.errors import RaylignError
+from raylign.errors import RaylignError, UserError
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="Align language models on Ray: SFT, reward models, PPO and DPO under one controller.",
@@ -61,6 +64,34 @@ def validate(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def compare(
+    overrides: Overrides = None,
+    task: Annotated[str, typer.Option(help="Embedded task to compare on: exact.")] = "exact",
+    algorithms: Annotated[str, typer.Option(help="ppo, grpo, rloo, reinforce++, dpo, online_dpo; with commas.")] = (
+        "ppo,dpo"
+    ),
+    betas: Annotated[str, typer.Option(help="Weights of the KL, with commas.")] = "1.0,0.3,0.1",
+    seeds: Annotated[str, typer.Option(help="Seeds of the runs, with commas.")] = "0,1,2",
+    pairs: Annotated[int, typer.Option(help="Preference pairs for dpo.", min=1)] = 20_000,
+    output_dir: Annotated[str, typer.Option(help="Where the comparison's folder is made.")] = "runs",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write a row for every run to this file.")] = None,
+) -> None:
+    """Run algorithms side by side and say how near each comes to the exact optimum."""
+    from raylign.compare import show
+
+    show.compare(
+        task=task,
+        algorithms=split_list("--algorithms", algorithms, str),
+        betas=split_list("--betas", betas, float),
+        seeds=split_list("--seeds", seeds, int),
+        overrides=overrides or [],
+        num_pairs=pairs,
+        output_dir=output_dir,
+        json_file=json_file,
+    )
+
+
+@app.command()
 def doctor() -> None:
     """Look over this machine and say what would stand in the way of a run."""
     from raylign.doctor import check
@@ -81,6 +112,25 @@ def schema() -> None:
     from raylign.config import RunConfig
 
     print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+def split_list(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
+    """The values of an option like `1.0,0.3`.
+
+    Raises:
+        UserError: none, a wrong one, or one twice.
+    """
+    values = []
+    for part in (part.strip() for part in text.split(",")):
+        try:
+            if not part:
+                raise ValueError
+            values.append(kind(part))
+        except ValueError:
+            raise UserError(f"{option}: {part!r} is no {kind.__name__}; write values with commas, e.g. 0,1,2") from None
+    if len(set(values)) < len(values):
+        raise UserError(f"{option}: {text}: a value stands there twice; remove it")
+    return values
 
 
 def main(args: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,12 +96,39 @@ class PairSet:
 
     chosen: SequenceSet
     rejected: SequenceSet
+    margin: FloatArray | None = None  # [N], by how much chosen is to win, for a reward model with margins
 
     def __len__(self) -> int:
         return len(self.chosen)
 
+    @property
+    def sides(self) -> tuple[SequenceSet, SequenceSet]:
+        """What a reference scores."""
+        return self.chosen, self.rejected
 
-Dataset = PromptSet | SequenceSet | PairSet
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Completions marked good or bad one by one, for KTO.
+
+    Rows "a | b <eos>" (good) and "c | d <eos>" (bad) have the mismatched rows "a | d <eos>" and "c | b <eos>": how far
+    the policy has moved on completions that answer nothing is the point that gains and losses are measured from.
+    """
+
+    sequences: SequenceSet
+    desirable: BoolArray  # [N]
+    mismatched: SequenceSet  # the prompt of row i with the completion of another row
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def sides(self) -> tuple[SequenceSet, SequenceSet]:
+        """What a reference scores."""
+        return self.sequences, self.mismatched
+
+
+Dataset = PromptSet | SequenceSet | PairSet | LabelledSet
 
 
 @dataclass(frozen=True)
@@ -144,24 +171,38 @@ class Scores:
 
 @dataclass(frozen=True)
 class Experience:
-    """A shard ready for the PPO updates: the rollout with everything the losses need. Arrays `[N, L]`."""
+    """A step's samples with everything the policy-gradient losses need. Arrays `[N, L]`; None where an algorithm has none."""
 
     tokens: IntArray
     lengths: LongArray  # [N]
     completion_mask: BoolArray
     old_logprobs: FloatArray  # of the policy that sampled, the denominator of the ratio
-    values: FloatArray  # critic before the update
     advantages: FloatArray  # whitened over the whole step if asked for
-    returns: FloatArray
+    ref_logprobs: FloatArray | None = None  # for the KL in the loss
+    importance: FloatArray | None = None  # weights for samples of other probabilities
+    values: FloatArray | None = None  # critic before the update
+    returns: FloatArray | None = None
+    kl_coef: float = 0.0  # of the KL in the loss
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-Batch = TypeVar("Batch", RolloutBatch, Experience)
+@dataclass(frozen=True)
+class PairExperience:
+    """A step's samples as labelled pairs, for online DPO. Rows 2j and 2j + 1 are the preferred and the other one."""
+
+    tokens: IntArray  # [2P, L]
+    lengths: LongArray  # [2P]
+    completion_mask: BoolArray  # [2P, L]
+    ref_logprobs: FloatArray  # [2P], sums over the completion
+    probability: FloatArray  # [P], that the label is right: 1 for a hard label, 0.5 to 1 for a soft one
+
+    def __len__(self) -> int:
+        return len(self.probability)
 
 
-def concat(shards: Sequence[Batch]) -> Batch:
+def concat(shards: Sequence[RolloutBatch]) -> RolloutBatch:
     """One batch of several shards; rows keep their order, `[N, L]` arrays are right-padded to the longest L."""
     width = max(shard.tokens.shape[1] for shard in shards)
 
@@ -171,4 +212,4 @@ def concat(shards: Sequence[Batch]) -> Batch:
             arrays = [np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays]
         return np.concatenate(arrays)
 
-    return type(shards[0])(**{f.name: join(f.name) for f in fields(shards[0])})
+    return RolloutBatch(**{f.name: join(f.name) for f in fields(RolloutBatch)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -12,7 +11,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raylign.actors.shells import LearnerShell, Shell
 from raylign.config import RoleResources
-from raylign.learners.learner import Learner
 
 S = TypeVar("S", bound=Shell)
 
@@ -45,9 +43,9 @@ class ActorGroup(Generic[S]):
             # Ray must not bring back an actor with its first weights: replacing one is ours, with a sync.
             "max_restarts": 0,
             "max_task_retries": 0,
-            "runtime_env": {"env_vars": _environment(num_threads)},
         }
         self._shell = shell
+        self._environment = _environment(num_threads)
         self._slots = slots
         self.actors: list[Any] = [self._launch(slot) for slot in slots]
 
@@ -78,13 +76,11 @@ class ActorGroup(Generic[S]):
         self.actors = []
 
     def _launch(self, slot: PlacementGroupSchedulingStrategy) -> Any:
-        return ray.remote(self._shell).options(scheduling_strategy=slot, **self._options).remote()
+        return ray.remote(self._shell).options(scheduling_strategy=slot, **self._options).remote(self._environment)
 
 
 class LearnerGroup(ActorGroup[LearnerShell]):
     """The ranks of one learner. Rank 0 answers for all; they live and die together."""
-
-    _build: partial[Learner]
 
     def submit_join(self, address: str | None, restore: str | None, timeout: float) -> list[ObjectRef]:
         """Build the learner on every rank, in one torch.distributed world if there are several."""

@@ -1,36 +1,54 @@
 """One Ray actor class a role: a line a method over the plain class.
 
 `start` builds the plain class inside the actor, so that a wrong path or a full disk comes back as its own error and
-not as the death of an actor.
+not as the death of an actor. Nothing here imports torch: the driver holds these classes too.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 from ray import ObjectRef
 
-from raylign.learners.experience import assemble
-from raylign.learners.learner import Learner
-from raylign.learners.ppo import CriticLearner, PPOPolicyLearner
-from raylign.learners.reference import ReferenceModel
-from raylign.learners.world import World
-from raylign.models.load import read_weights
-from raylign.rewards.report import evaluation_part, label_pairs
-from raylign.rewards.worker import RewardWorker
-from raylign.rollout.worker import RolloutWorker
-from raylign.types import Dataset, Experience, FloatArray, LongArray, PairSet, PromptSet, RolloutBatch, Scores
+from raylign.actors.builders import WorldAddress
+from raylign.config import CollectConfig
+from raylign.types import (
+    Dataset,
+    Experience,
+    FloatArray,
+    LongArray,
+    PairExperience,
+    PairSet,
+    PromptSet,
+    RolloutBatch,
+    Scores,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from raylign.learners.critic import CriticLearner
+    from raylign.learners.reference import ReferenceModel
+    from raylign.rewards.worker import RewardWorker
+    from raylign.rollout.worker import RolloutWorker
 
 
 class Shell:
-    """What every actor answers."""
+    """What every actor answers.
+
+    Args:
+        environment: variables that libraries read when they are imported, which is in `start`. (A runtime_env would
+            bring the same, but makes Ray start a fresh process beside the idle ones it keeps.)
+    """
 
     worker: Any
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        os.environ.update(environment)
 
     def start(self, build: Callable[[], Any]) -> None:
         self.worker = build()
@@ -48,8 +66,8 @@ class RolloutShell(Shell):
     def load_weights(self, version: int, *buckets: dict[str, np.ndarray]) -> int:
         return self.worker.load_weights(version, *buckets)
 
-    def load_folder(self, version: int, folder: str, dtype: str) -> int:
-        return self.worker.load_weights(version, read_weights(folder, dtype))
+    def load_folder(self, version: int, folder: str) -> int:
+        return self.worker.load_folder(version, folder)
 
     def generate(
         self, prompts: PromptSet, rows: LongArray, num_samples: int, step: int, policy_version: int
@@ -63,15 +81,15 @@ class RewardShell(Shell):
     def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
         return self.worker.score(batch, prompts)
 
-    def label_pairs(
-        self, batch: RolloutBatch, prompts: PromptSet, scores: Scores, label: str, seed: int, step: int, distinct: bool
+    def rows_to_keep(
+        self, batch: RolloutBatch, prompts: PromptSet, scores: Scores, algorithm: CollectConfig, seed: int, step: int
     ) -> list[dict[str, Any]]:
-        return label_pairs(self.worker.tokenizer, batch, prompts, scores, label, seed, step, distinct)
+        return self.worker.rows_to_keep(batch, prompts, scores, algorithm, seed, step)
 
     def evaluation_part(
         self, batch: RolloutBatch, prompts: PromptSet, scores: Scores, ref_logprobs: FloatArray | None, keep: int
     ) -> dict[str, Any]:
-        return evaluation_part(self.worker.tokenizer, batch, prompts, scores, ref_logprobs, keep)
+        return self.worker.evaluation_part(batch, prompts, scores, ref_logprobs, keep)
 
 
 class ReferenceShell(Shell):
@@ -80,15 +98,12 @@ class ReferenceShell(Shell):
     def logprobs(self, batch: RolloutBatch) -> FloatArray:
         return self.worker.logprobs(batch)
 
-    def pair_logprobs(self, pairs: PairSet, first: int, last: int) -> tuple[FloatArray, FloatArray]:
-        score = self.worker.sequence_logprobs
-        return score(pairs.chosen, first, last), score(pairs.rejected, first, last)
+    def dataset_logprobs(self, data: Dataset, first: int, last: int) -> tuple[FloatArray, FloatArray]:
+        return self.worker.dataset_logprobs(data, first, last)
 
 
 class LearnerShell(Shell):
     """One rank of a learner group."""
-
-    worker: Any
 
     def free_address(self) -> str:
         host = ray.util.get_node_ip_address()
@@ -96,8 +111,8 @@ class LearnerShell(Shell):
             probe.bind((host, 0))
             return f"{host}:{probe.getsockname()[1]}"
 
-    def join(self, build: partial[Learner], world: tuple[int, int, str | None, float], restore: str | None) -> None:
-        self.worker = build(world=World(*world))
+    def join(self, build: Callable[..., Any], world: WorldAddress, restore: str | None) -> None:
+        self.worker = build(world=world)
         if restore:
             self.worker.restore(restore)
 
@@ -106,25 +121,24 @@ class LearnerShell(Shell):
 
 
 class PolicyShell(LearnerShell):
-    worker: Any
-
     def weights(self, dtype: str) -> list[ObjectRef]:
         return [ray.put(bucket) for bucket in self.worker.weights(dtype)]
 
 
-class PPOPolicyShell(PolicyShell):
-    worker: PPOPolicyLearner
+class OnlinePolicyShell(PolicyShell):
+    worker: Any  # PolicyGradientLearner or OnlineDPOLearner
 
     def logprobs(self, batch: RolloutBatch) -> FloatArray:
         return self.worker.logprobs(batch)
 
-    def assemble(self, kl_coef: float, num_shards: int, *parts: Any) -> tuple[Experience, dict[str, float]]:
-        """`parts`: rollouts, scores, ref_logprobs, values and (unless the engine's serve) old_logprobs, shard by shard."""
-        rollouts, scores, ref, values, *old = (parts[i : i + num_shards] for i in range(0, len(parts), num_shards))
-        old_logprobs = old[0] if old else [rollout.logprobs for rollout in rollouts]
-        return assemble(self.worker.algorithm, kl_coef, rollouts, scores, old_logprobs, ref, values)
+    def assemble(
+        self, kl_coef: float, names: tuple[str, ...], *shards: Any
+    ) -> tuple[Experience | PairExperience, dict[str, float]]:
+        """`shards`: those of the first name, then as many of the second, and so on (Ray resolves top-level refs only)."""
+        size = len(shards) // len(names)
+        return self.worker.assemble(kl_coef, {name: shards[i * size : (i + 1) * size] for i, name in enumerate(names)})
 
-    def update(self, experience: Experience) -> dict[str, float]:
+    def update(self, experience: Experience | PairExperience) -> dict[str, float]:
         return self.worker.update(experience)
 
 
@@ -140,8 +154,6 @@ class CriticShell(LearnerShell):
 
 class OfflineShell(PolicyShell):
     """A learner that reads a dataset: SFT, DPO, reward model."""
-
-    worker: Any
 
     def set_data(self, data: Dataset, ref_logprobs: tuple[FloatArray, FloatArray] | None = None) -> None:
         self.worker.set_data(data, ref_logprobs)

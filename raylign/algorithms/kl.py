@@ -1,9 +1,7 @@
-"""How far the policy is from the reference, and how hard it is pulled back."""
+"""How far the policy is from the reference."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Literal, assert_never
 
 import torch
@@ -12,7 +10,6 @@ from torch import Tensor
 KLEstimator = Literal["k1", "k2", "k3"]
 
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: far outside any trust region, far inside float32
-_MAX_ERROR = 0.2
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
@@ -22,9 +19,12 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) 
 
         k1 = d                     unbiased, may be negative, high variance
         k2 = d^2 / 2               biased, never negative
-        k3 = exp(-d) - 1 + d       unbiased, never negative; the exponent is cut at 20
+        k3 = exp(-d) - 1 + d       unbiased, never negative; d is cut at -20, where the gradient is 0
 
-    logprobs and ref_logprobs of any one shape, which is also the result's.
+    logprobs and ref_logprobs of any one shape, which is also the result's. With gradient in logprobs, the expected
+    gradient over samples of the policy is: of k1, 0; of k2, that of KL(policy || reference); of k3, that of
+    KL(reference || policy). So in a loss k1 holds nothing back and k2 is exact, for one token: what a token does to the
+    KL of the tokens after it is in none of them, only in returns that are charged for the KL (`shape_rewards`).
     """
     log_ratio = logprobs - ref_logprobs
     match estimator:
@@ -33,55 +33,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) 
         case "k2":
             return 0.5 * log_ratio.square()
         case "k3":
-            return torch.expm1((-log_ratio).clamp(max=MAX_LOG_RATIO)) + log_ratio  # expm1: d is mostly near 0
+            cut = log_ratio.clamp(min=-MAX_LOG_RATIO)
+            return torch.expm1(-cut) + cut  # expm1: d is mostly near 0
         case _:
             assert_never(estimator)
-
-
-@dataclass
-class FixedKL:
-    """A KL coefficient that stays where it was set."""
-
-    coef: float
-
-    def update(self, kl_per_sequence: float, num_samples: int) -> None:
-        """Nothing to learn from a measured KL; here so that the loop needs no `if`."""
-
-    def state(self) -> dict[str, float]:
-        return {"coef": self.coef}
-
-    def restore(self, state: dict[str, float]) -> None:
-        self.coef = state["coef"]
-
-
-@dataclass
-class AdaptiveKL:
-    """A KL coefficient steered so that the KL of a sequence stays near a target (Ziegler et al. 2019, section 2.2).
-
-        e    = clip((KL - target) / target, -0.2, 0.2)
-        coef = coef * (1 + K e),   K = min(1, num_samples / horizon)
-
-    The paper has K = 0.1; its code takes K from the samples seen, so that the pace does not hang on the batch size.
-    K is held to 1 here: a horizon shorter than a batch would otherwise turn the coefficient negative.
-    """
-
-    coef: float
-    target: float  # nats per sequence
-    horizon: int  # samples
-
-    def update(self, kl_per_sequence: float, num_samples: int) -> None:
-        """Move `coef` by what was measured: the mean KL of a sequence, in nats, over `num_samples` sequences.
-
-        Raises:
-            ValueError: the KL is not finite; steering by it would ruin the coefficient for good.
-        """
-        if not math.isfinite(kl_per_sequence):
-            raise ValueError(f"kl_per_sequence is {kl_per_sequence}; leave bad rows out before the KL is averaged")
-        error = min(max(kl_per_sequence / self.target - 1.0, -_MAX_ERROR), _MAX_ERROR)
-        self.coef *= 1.0 + error * min(1.0, num_samples / self.horizon)
-
-    def state(self) -> dict[str, float]:
-        return {"coef": self.coef}
-
-    def restore(self, state: dict[str, float]) -> None:
-        self.coef = state["coef"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +13,23 @@ _LOG_ZERO = -1e4  # exp of it is 0 in float32, and 0 * -1e4 is 0 where 0 * -inf 
 
 class TokenLogprobs(NamedTuple):
     logprobs: Tensor  # [M] float32, nats
-    entropy: Tensor | None  # [M] float32, nats, detached; None if not asked for
+    entropy: Tensor | None  # [M] float32, nats, detached unless its gradient was asked for; None if not asked for
 
 
 def token_logprobs(
-    logits: Tensor, targets: Tensor, temperature: float = 1.0, *, with_entropy: bool = False
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    *,
+    with_entropy: bool = False,
+    entropy_gradient: bool = False,
 ) -> TokenLogprobs:
     """`log softmax(logits / temperature)[targets]`, and the entropy of that distribution.
 
     logits `[M, V]` of any float dtype, row m predicts targets[m]; targets `[M]` int64. The work is in float32 whatever
     the input, because bfloat16 logprobs are off by more than a PPO step moves them; the gradient comes back in the
-    dtype of the logits. Masked logits may be -inf.
+    dtype of the logits. Masked logits may be -inf. With `entropy_gradient` the entropy carries its gradient, which a
+    bonus for it needs; otherwise it is a metric.
 
     log_softmax + gather on purpose. Measured forward + backward with M = 2000, V = 4096 on one core: 12 ms; logsumexp -
     gather 34 ms; an autograd function that keeps only the logits and recomputes the softmax in chunks 17 ms.
@@ -32,12 +38,32 @@ def token_logprobs(
     scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
     all_logprobs = torch.log_softmax(scaled, dim=-1)
     logprobs = all_logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return TokenLogprobs(logprobs, _entropy(all_logprobs.detach()) if with_entropy else None)
+    if not with_entropy:
+        return TokenLogprobs(logprobs, None)
+    return TokenLogprobs(logprobs, _Entropy.apply(all_logprobs if entropy_gradient else all_logprobs.detach()))
 
 
-def _entropy(all_logprobs: Tensor) -> Tensor:
-    parts = all_logprobs.split(_ENTROPY_ROWS)
-    return torch.cat([-part.exp().mul_(part.clamp_min(_LOG_ZERO)).sum(-1) for part in parts])
+class _Entropy(torch.autograd.Function):
+    """`H = -sum_v p_v log p_v` with `p = exp(all_logprobs)`; all_logprobs `[M, V]` -> `[M]`.
+
+    By hand because autograd would keep two more `[M, V]` until the backward pass; this keeps the logprobs alone, which
+    log_softmax keeps anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, all_logprobs: Tensor) -> Tensor:
+        ctx.save_for_backward(all_logprobs)
+        parts = all_logprobs.split(_ENTROPY_ROWS)
+        return torch.cat([-part.exp().mul_(part.clamp_min(_LOG_ZERO)).sum(-1) for part in parts])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (all_logprobs,) = ctx.saved_tensors
+        grad = torch.empty_like(all_logprobs)  # dH / dlog p_v = -p_v (log p_v + 1)
+        parts = (x.split(_ENTROPY_ROWS) for x in (all_logprobs, grads[0].unsqueeze(-1), grad))
+        for part, weight, out in zip(*parts, strict=True):
+            torch.mul(part.exp().mul_(part.clamp_min(_LOG_ZERO).add_(1.0)), -weight, out=out)
+        return grad
 
 
 def sequence_sums(values: Tensor, row_of_token: Tensor, num_rows: int) -> Tensor:

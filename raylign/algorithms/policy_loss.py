@@ -1,48 +1,97 @@
-"""The clipped policy objective of PPO."""
+"""The clipped policy gradient, which every online algorithm with a policy ratio minimises."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from raylign.algorithms.kl import MAX_LOG_RATIO, kl_estimate
+from raylign.algorithms.kl import MAX_LOG_RATIO, KLEstimator, kl_estimate
 from raylign.algorithms.loss import LossSum, check_inputs
 
 
-def ppo_policy_loss(
-    *, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float, entropy: Tensor | None = None
+def clipped_policy_loss(
+    *,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor | None = None,
+    importance: Tensor | None = None,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
+    entropy: Tensor | None = None,
+    entropy_coef: float = 0.0,
+    ref_logprobs: Tensor | None = None,
+    kl_coef: float = 0.0,
+    kl_estimator: KLEstimator = "k3",
 ) -> LossSum:
-    """Clipped surrogate objective (Schulman et al. 2017, eq. 7), negated and summed over tokens.
+    """Clipped surrogate objective with KL and entropy terms, negated and summed over tokens.
 
-        ratio = exp(logprobs - old_logprobs)
-        L     = -sum_t min(ratio_t A_t, clip(ratio_t, 1 - clip_range, 1 + clip_range) A_t)
+        ratio  = exp(logprobs - old_logprobs)
+        gain   = min(ratio A, clip(ratio, 1 - clip_range, 1 + clip_range_high) A)    Schulman et al. 2017, eq. 7
+        gain   = max(gain, dual_clip * A)  where A < 0, if dual_clip is set          Ye et al. 2020
+        L      = sum_t weights_t * (-importance_t * gain_t + kl_coef * KL_t - entropy_coef * H_t)
 
-    All `[M]` over completion tokens; logprobs in nats and with gradient. The log ratio is cut at +-20, where the
-    gradient is 0: one absurd token cannot overflow the step. `entropy` is a metric, not a bonus.
+    All tensors `[M]` over completion tokens, logprobs and entropy in nats; logprobs with gradient, entropy as well if
+    entropy_coef > 0 (`token_logprobs(..., entropy_gradient=True)`). clip_range_high is clip_range if None (DAPO, Yu et
+    al. 2025, eq. 10, sets it higher). dual_clip > 1 is the largest loss of a token in units of |A|. weights are those
+    of `aggregate.token_weights`, importance those of `importance.importance_weights`, 1 if None. KL_t is
+    `kl_estimate(logprobs, ref_logprobs, kl_estimator)` with gradient (Shao et al. 2024, eqs. 3-4).
+    The log ratio is cut at +-20, where the gradient is 0: one absurd token cannot overflow the step.
 
-    Metrics, sums over tokens:
-        policy/clip_fraction  tokens whose gradient the clip removed (not every ratio outside of the range)
-        policy/approx_kl      k3 estimate of KL(old || new), nats
-        policy/ratio          the ratio; its mean stays near 1 while the policy is near the old one
-        policy/entropy        nats, if given
+    Metrics, sums over tokens, without the weights:
+        policy/clip_fraction       tokens whose gradient the clip removed (not every ratio outside of the range)
+        policy/approx_kl           k3 estimate of KL(old || new), nats
+        policy/ratio               the ratio; its mean stays near 1 while the policy is near the old one
+        policy/entropy             nats, if given
+        policy/dual_clip_fraction  tokens whose gradient the dual clip removed, if dual_clip is set
+        policy/importance          the importance weights, if given
+        policy/kl_loss             KL_t, nats, without its coefficient, if ref_logprobs are given
 
     Raises:
-        ValueError: shapes differ or a tensor is of half precision.
+        ValueError: shapes differ, a tensor is of half precision, or a coefficient is set whose term is missing or has
+            no gradient.
     """
-    check_inputs(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    optional = {"weights": weights, "importance": importance, "entropy": entropy, "ref_logprobs": ref_logprobs}
+    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
+    check_inputs(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, **given)
+    if kl_coef and ref_logprobs is None:
+        raise ValueError(f"kl_coef is {kl_coef}, but ref_logprobs are missing")
+    if entropy_coef and (entropy is None or (logprobs.requires_grad and not entropy.requires_grad)):
+        raise ValueError(
+            f"entropy_coef is {entropy_coef}, but the entropy {'is missing' if entropy is None else 'has no gradient'}; "
+            "ask token_logprobs for with_entropy=True, entropy_gradient=True"
+        )
+
     log_ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
-    gain = ratio * advantages
-    clipped_gain = ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages
-    total = -torch.minimum(gain, clipped_gain).sum()
+    plain = ratio * advantages
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + high) * advantages
+    gain = torch.minimum(plain, clipped)
+    metrics = {
+        "policy/clip_fraction": _count(clipped < plain, ratio),
+        "policy/approx_kl": kl_estimate(old_logprobs, logprobs.detach(), "k3").sum(),
+        "policy/ratio": ratio.detach().sum(),
+    }
+    if dual_clip is not None:
+        floor = dual_clip * advantages
+        bound = (advantages < 0) & (gain < floor)
+        gain = torch.where(bound, floor, gain)
+        metrics["policy/dual_clip_fraction"] = _count(bound, ratio)
+    loss = -gain
+    if importance is not None:
+        loss = importance * loss
+        metrics["policy/importance"] = importance.detach().sum()
+    if ref_logprobs is not None:
+        kl = kl_estimate(logprobs, ref_logprobs, kl_estimator)
+        loss = loss + kl_coef * kl
+        metrics["policy/kl_loss"] = kl.detach().sum()
+    if entropy is not None:
+        loss = loss - entropy_coef * entropy
+        metrics["policy/entropy"] = entropy.detach().sum()
+    return LossSum((loss if weights is None else weights * loss).sum(), metrics)
 
-    with torch.no_grad():
-        metrics = {
-            "policy/clip_fraction": (clipped_gain < gain).to(gain.dtype).sum(),
-            "policy/approx_kl": kl_estimate(old_logprobs, logprobs, "k3").sum(),
-            "policy/ratio": ratio.sum(),
-        }
-        if entropy is not None:
-            check_inputs(logprobs=logprobs, entropy=entropy)
-            metrics["policy/entropy"] = entropy.sum()
-    return LossSum(total, metrics)
+
+def _count(where: Tensor, like: Tensor) -> Tensor:
+    return where.to(like.dtype).sum()

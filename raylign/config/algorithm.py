@@ -20,8 +20,8 @@ class CollectConfig(Config):
     """No learning: sample completions of every prompt, score them, and write them as a dataset."""
 
     name: Literal["collect"]
-    pairs: int = Field(default=1024, ge=1)
-    """Rows to write: preference pairs, or with `keep` the best or all samples of this many prompts."""
+    rows: int = Field(default=1024, ge=1)
+    """Rows to write."""
     prompts_per_step: int = Field(default=256, ge=1)
     """Prompts sampled and written in one step."""
     samples_per_prompt: int = Field(default=2, ge=1)
@@ -33,6 +33,11 @@ class CollectConfig(Config):
     """bradley_terry: chosen with probability sigmoid(difference of scores), as a person would err; best: the higher."""
     drop_identical: bool = True
     """Leave out pairs whose two completions are the same, which nobody can prefer."""
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Rows that a prompt gives, if none is left out."""
+        return {"pairs": self.samples_per_prompt // 2, "best": 1, "all": self.samples_per_prompt}[self.keep]
 
     @model_validator(mode="after")
     def _pairs_need_two(self):

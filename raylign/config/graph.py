@@ -64,7 +64,7 @@ def _check_makes(upstream: RunConfig, place: str, value: str) -> None:
     elif place.endswith("reward.path"):
         fits, wanted = makes == "reward_model", "a reward model, from a reward_model run"
     else:
-        fits, wanted = makes in ("sft", "dpo", "ppo"), "a language model, from an sft, dpo or ppo run"
+        fits, wanted = makes not in ("collect", "reward_model"), "a language model, from an sft, dpo, ppo, ... run"
     if place == "algorithm.critic.path":
         fits = fits or makes == "reward_model"
     if not fits:

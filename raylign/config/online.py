@@ -14,10 +14,11 @@ class KLConfig(Config):
     """Weight beta of the penalty against the reference, per token. With 0 no reference is placed."""
     where: Literal["reward", "loss"] = "reward"
     """reward: taken from the reward of every token, so that the optimum is pi_ref exp(score / coef), normalised; loss:
-    added to the loss, as in the GRPO paper."""
+    added to the loss of every token, as in the GRPO paper, where it does not see what a token does to the KL of those
+    that follow."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """k1 = log ratio, k2 = half its square, k3 = ratio - 1 - log ratio (Schulman 2020). In the loss k2 has the gradient
-    of the KL itself, k3 an approximation of it, k1 none."""
+    of the KL of each token itself, k3 an approximation of it, k1 none."""
     controller: Literal["fixed", "adaptive"] = "fixed"
     """adaptive moves `coef` so that the KL of a sequence stays near `target` (Ziegler et al. 2019)."""
     target: float = Field(default=6.0, gt=0)

@@ -92,6 +92,12 @@ class RunConfig(Config):
                 raise ValueError(
                     f"rollout.sampling: {algorithm} must sample from the policy itself; set top_p: 1.0 and top_k: 0"
                 )
+            overlong, longest = self.algorithm.overlong, self.rollout.sampling.max_tokens
+            if overlong and overlong.buffer > longest:
+                raise ValueError(
+                    f"algorithm.overlong.buffer: {overlong.buffer} is more than rollout.sampling.max_tokens {longest}; "
+                    "lower it"
+                )
             samples = self.algorithm.prompts_per_step * self.algorithm.samples_per_prompt
             if self.algorithm.minibatches > samples:
                 raise ValueError(

@@ -2,9 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raylign.config.base import Config
+
+MOST_COMPLETIONS = 2**21
+"""Of all prompts of the exact task together: some seconds of forward passes and some arrays of 16 MiB."""
 
 
 class SentimentTask(Config):
@@ -29,17 +32,39 @@ class ExactTask(Config):
     """A world so small that every completion can be listed: the best policy and its value are known exactly."""
 
     name: Literal["exact"]
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of the Markov source, the reward and the reference model."""
     vocab_size: int = Field(default=8, ge=2, le=64)
-    """Tokens. vocab_size ** length completions are listed, 2 million at most."""
+    """Tokens. vocab_size ** length completions of every prompt are listed, 2 million (2 ** 21) in all at most."""
     length: int = Field(default=5, ge=1, le=16)
     """Tokens of a completion (at most, in the variant `eos`)."""
     num_prompts: int = Field(default=1, ge=1)
-    """Different prompts; each is one or more tokens of the same vocabulary."""
+    """Different prompts; each is one or two tokens of the same vocabulary."""
     variant: Literal["bigram", "sparse", "terminal", "eos"] = "bigram"
     """bigram: every pair of neighbouring tokens has a reward; sparse: most of them have none; terminal: the last two
-    tokens alone decide; eos: as bigram with a reward for the length, and token 0 ends the completion."""
+    tokens alone decide; eos: as bigram with a cost for every token, and token 0 ends the completion."""
+
+    @model_validator(mode="after")
+    def _listable(self):
+        if self.num_completions > MOST_COMPLETIONS // self.num_prompts:
+            raise ValueError(
+                f"{self.num_completions:,} completions of {self.num_prompts} prompt(s) cannot all be listed, "
+                f"{MOST_COMPLETIONS:,} is the most; lower vocab_size, length or num_prompts"
+            )
+        words = self.vocab_size - (self.variant == "eos")
+        if self.num_prompts > words + words**2:
+            raise ValueError(
+                f"num_prompts: {words} words make only {words + words**2} prompts of one or two; lower it, or raise "
+                "vocab_size"
+            )
+        return self
+
+    @property
+    def num_completions(self) -> int:
+        """Different completions of a prompt."""
+        if self.variant != "eos":
+            return self.vocab_size**self.length
+        return sum((self.vocab_size - 1) ** words for words in range(self.length + 1))
 
 
 TaskConfig = Annotated[SentimentTask | ExactTask, Field(discriminator="name")]

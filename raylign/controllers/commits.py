@@ -17,11 +17,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from ray.train import Checkpoint
+from typing import TYPE_CHECKING, Any
 
 from raylign.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ray.train import Checkpoint
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -40,6 +41,9 @@ class Commit:
         return str(self.path / name)
 
     def checkpoint(self) -> Checkpoint:
+        """As Tune and Train know it."""
+        from ray.train import Checkpoint  # half a second that no run needs
+
         return Checkpoint.from_directory(str(self.path))
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
-from raylign.config import DataConfig, RunConfig
-from raylign.data import load_pairs, load_prompts, load_sequences
+from raylign.config import ONLINE, DataConfig, RewardModelConfig, RunConfig
+from raylign.data import load_labelled, load_pairs, load_prompts, load_sequences
 from raylign.errors import UserError
-from raylign.models.load import context_length, load_tokenizer
+from raylign.models.description import context_length, load_tokenizer
 from raylign.types import Dataset
 
-KIND = {"ppo": "prompts", "collect": "prompts", "sft": "sequences", "dpo": "pairs", "reward_model": "pairs"}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+KIND = dict.fromkeys((*ONLINE, "collect"), "prompts") | {
+    "sft": "sequences",
+    "reward_model": "pairs",
+    "dpo": "pairs",
+    "simpo": "pairs",
+    "orpo": "pairs",
+    "kto": "labelled",
+}
+"""What each algorithm reads."""
 
 
 def load_inputs(config: RunConfig) -> tuple[Dataset, Dataset | None]:
@@ -47,5 +58,8 @@ def _load(kind: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, confi
             return load_prompts(data, tokenizer, prompt_limit(config, context))
         case "sequences":
             return load_sequences(data, tokenizer, context)
+        case "labelled":
+            return load_labelled(data, tokenizer, context)
         case _:
-            return load_pairs(data, tokenizer, context)
+            margin = isinstance(config.algorithm, RewardModelConfig) and config.algorithm.margin
+            return load_pairs(data, tokenizer, context, margin)

@@ -1,4 +1,4 @@
-"""The loop of SFT, DPO and the reward model.
+"""The loop of the algorithms that read a dataset: SFT, reward model, DPO, SimPO, ORPO, KTO.
 
     rows -> [reference logprobs, once, cached by content] -> learner.update_rows -> commit
 
@@ -17,19 +17,18 @@ import ray
 from ray import ObjectRef
 from safetensors.numpy import load_file, save_file
 
-from raylign.config import DPOConfig, RewardModelConfig, RunConfig, SFTConfig
+from raylign.config import DPOConfig, KTOConfig, OfflineAlgorithm, RunConfig
+from raylign.config.algorithm import AlgorithmConfig
 from raylign.controllers.context import Run
 from raylign.controllers.roles import Roles
 from raylign.data.sampler import Sampler
-from raylign.types import FloatArray, PairSet
+from raylign.types import FloatArray, LabelledSet, PairSet
 
-_REFERENCE_ROWS = 256  # pairs scored in one call, so that progress shows and no call runs into a deadline
+_REFERENCE_ROWS = 256  # rows scored in one call, so that progress shows and no call runs into a deadline
 
 
 class OfflineLoop:
-    def __init__(
-        self, run: Run, roles: Roles, algorithm: SFTConfig | DPOConfig | RewardModelConfig, num_rows: int
-    ) -> None:
+    def __init__(self, run: Run, roles: Roles, algorithm: OfflineAlgorithm, num_rows: int) -> None:
         self.run, self.roles = run, roles
         self.sampler = Sampler(num_rows, algorithm.batch_size, run.config.seed)
         self.num_steps = num_steps(algorithm, num_rows)
@@ -75,28 +74,39 @@ class OfflineLoop:
         )
 
 
-def num_steps(algorithm: SFTConfig | DPOConfig | RewardModelConfig, num_rows: int) -> int:
+def num_steps(algorithm: OfflineAlgorithm, num_rows: int) -> int:
     """Optimizer steps of a run over `num_rows` rows."""
     steps = algorithm.epochs * -(-num_rows // algorithm.batch_size)
     return min(steps, algorithm.max_steps or steps)
 
 
-def reference_logprobs(run: Run, roles: Roles, pairs: PairSet, data: ObjectRef) -> tuple[FloatArray, FloatArray]:
-    """Logprob sums of chosen and rejected under the reference: [P] each, computed by the reference actors."""
-    firsts = range(0, len(pairs), _REFERENCE_ROWS)
-    run.view.phase("scoring pairs with the reference")
+def needs_reference(algorithm: AlgorithmConfig) -> bool:
+    """Whether the loss reads logprobs of a frozen reference, computed before the first step."""
+    return isinstance(algorithm, DPOConfig | KTOConfig)
+
+
+def reference_logprobs(
+    run: Run, roles: Roles, rows: PairSet | LabelledSet, data: ObjectRef
+) -> tuple[FloatArray, FloatArray]:
+    """Logprob sums of both sides of `rows` under the reference: [N] each, computed by the reference actors.
+
+    Args:
+        data: `rows` in the object store.
+    """
+    firsts = range(0, len(rows), _REFERENCE_ROWS)
+    run.view.phase("scoring the dataset with the reference")
     with run.stage("reference"):
         parts = run.waiter.fetch(
             [
-                roles["reference"][i].pair_logprobs.remote(data, first, min(first + _REFERENCE_ROWS, len(pairs)))
+                roles["reference"][i].dataset_logprobs.remote(data, first, min(first + _REFERENCE_ROWS, len(rows)))
                 for i, first in enumerate(firsts)
             ],
             timeout=run.config.limits.generate,
             waiting_for="reference logprobs of the dataset (limits.generate)",
             interruptible=True,
         )
-    chosen, rejected = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
-    return chosen, rejected
+    one, other = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
+    return one, other
 
 
 def cached_logprobs(file: Path) -> tuple[FloatArray, FloatArray] | None:
@@ -104,22 +114,22 @@ def cached_logprobs(file: Path) -> tuple[FloatArray, FloatArray] | None:
     if not file.exists():
         return None
     arrays = load_file(file)
-    return arrays["chosen"], arrays["rejected"]
+    return arrays["side_0"], arrays["side_1"]
 
 
 def cache_logprobs(file: Path, logprobs: tuple[FloatArray, FloatArray]) -> None:
-    """Keep reference logprobs for the next run on the same pairs and reference."""
+    """Keep reference logprobs for the next run on the same rows and reference."""
     file.parent.mkdir(parents=True, exist_ok=True)
     writing = file.with_suffix(".writing")
-    save_file({"chosen": np.ascontiguousarray(logprobs[0]), "rejected": np.ascontiguousarray(logprobs[1])}, writing)
+    save_file({f"side_{i}": np.ascontiguousarray(side) for i, side in enumerate(logprobs)}, writing)
     writing.replace(file)
 
 
-def reference_key(config: RunConfig, pairs: PairSet) -> str:
+def reference_key(config: RunConfig, rows: PairSet | LabelledSet) -> str:
     """Hash of all that reference logprobs depend on: tokens, masks, the reference's files, the precision."""
     reference = config.reference or config.model
-    digest = hashlib.sha256(f"{reference.compute_dtype} {reference.weights_dtype}".encode())
-    for side in (pairs.chosen, pairs.rejected):
+    digest = hashlib.sha256(f"sides {reference.compute_dtype} {reference.weights_dtype}".encode())
+    for side in rows.sides:
         for array in (side.tokens.values, side.tokens.offsets, side.completion_mask.values):
             digest.update(np.ascontiguousarray(array).tobytes())
     folder = Path(reference.path)

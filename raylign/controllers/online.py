@@ -1,11 +1,11 @@
-"""The PPO loop.
+"""The loop of PPO, GRPO, RLOO, REINFORCE++ and online DPO.
 
     prompts -> rollout.generate -> RolloutBatch
                 |-> reward.score          -> scores
-                |-> reference.logprobs    -> ref_logprobs
-                |-> critic.values         -> values
-                |-> policy.logprobs       -> old_logprobs (unless the engine's own serve)
-    policy.assemble -> Experience -> policy.update, critic.update -> weights v+1 -> rollout.load -> commit
+                |-> reference.logprobs    -> ref_logprobs  (where a KL, or DPO, is measured against it)
+                |-> critic.values         -> values        (PPO)
+                |-> policy.logprobs       -> old_logprobs  (unless the engine's own serve)
+    policy.assemble -> experience -> policy.update, critic.update -> weights v+1 -> rollout.load -> commit
 
 | actor     | waits for                     | then works while                          |
 | --------- | ----------------------------- | ----------------------------------------- |
@@ -19,6 +19,7 @@ steps are submitted before the update, so engines and learners work at the same 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ import numpy as np
 from ray import ObjectRef
 
 from raylign.actors.waiting import ActorLost
-from raylign.algorithms.kl import AdaptiveKL, FixedKL
-from raylign.config import KLConfig, PPOConfig
+from raylign.algorithms.kl_controller import AdaptiveKL, FixedKL
+from raylign.config import KLConfig, OnlineAlgorithm
 from raylign.controllers.context import Run
 from raylign.controllers.evaluate import evaluate
 from raylign.controllers.roles import Roles, rollout_dtype
@@ -41,30 +42,24 @@ from raylign.types import LongArray
 
 @dataclass(frozen=True)
 class Pending:
-    """A step whose samples are being made: refs, shard by shard."""
+    """A step whose samples are being made: refs of shards by what they are, as `Samples.join` takes them."""
 
     step: int
-    rows: LongArray
-    version: int
-    rollouts: list[ObjectRef]
-    scores: list[ObjectRef]
-    ref_logprobs: list[ObjectRef]
-    values: list[ObjectRef]
-    old_logprobs: list[ObjectRef]
-
-    @property
-    def parts(self) -> list[ObjectRef]:
-        return [*self.rollouts, *self.scores, *self.ref_logprobs, *self.values, *self.old_logprobs]
+    batches: list[LongArray]  # prompt rows; more than one where dynamic sampling asked for more
+    parts: dict[str, list[ObjectRef]]
 
 
-class PPOLoop:
+class OnlineLoop:
     """State of the loop, and one method for each arrow of the diagram."""
 
-    def __init__(self, run: Run, roles: Roles, algorithm: PPOConfig, prompts: ObjectRef, num_prompts: int) -> None:
+    def __init__(
+        self, run: Run, roles: Roles, algorithm: OnlineAlgorithm, prompts: ObjectRef, num_prompts: int
+    ) -> None:
         self.run, self.roles, self.algorithm, self.prompts = run, roles, algorithm, prompts
         self.sampler = Sampler(num_prompts, algorithm.prompts_per_step, run.config.seed, wrap=True)
-        self.kl = kl_controller(algorithm.kl)
+        self.kl = FixedKL(0.0) if algorithm.name == "online_dpo" else kl_controller(algorithm.kl)
         self.step = 0  # finished steps; also the version of the policy
+        self.num_batches = 0  # of prompts, learned from: what a resumed run goes on behind
         self.failures = 0
         self.replaced: set[str] = set()  # ids of actors that died and have a successor
         self.weights: list[ObjectRef] = []  # of version `step`; empty while it is the engines' initial one
@@ -77,13 +72,13 @@ class PPOLoop:
         while self.step < algorithm.steps:
             start = time.perf_counter()
             while len(in_flight) <= algorithm.max_staleness and submitted < algorithm.steps:
-                in_flight.append(self.submit(submitted, self.sampler.next()))
+                in_flight.append(self.submit(submitted, [self.sampler.next()]))
                 submitted += 1
             experience, metrics = self.assemble(in_flight.popleft())
             metrics |= self.update(experience)
             self.step += 1
             metrics |= self.sync()
-            self.kl.update(metrics["kl/k1"], algorithm.prompts_per_step * algorithm.samples_per_prompt)
+            self.kl.update(metrics.get("kl/k1", 0.0), algorithm.prompts_per_step * algorithm.samples_per_prompt)
             self.run.log(self.step, metrics | self.pop_metrics(time.perf_counter() - start))
             if held_out is not None and every and self.step % every == 0 and self.step < algorithm.steps:
                 label = f"step {self.step}"
@@ -91,45 +86,61 @@ class PPOLoop:
                 self.run.tracker.log(self.step, {"evaluation/score": found.score, "evaluation/kl": found.kl or 0.0})
             self.run.commit_if_due(self.step, algorithm.steps, self.save)
 
-    def submit(self, step: int, rows: LongArray) -> Pending:
+    def submit(self, step: int, batches: list[LongArray]) -> Pending:
         """Everything up to the assembly of a step, shard by shard, without waiting for anything."""
-        return self._submit(step, rows, self.step)
+        pending = Pending(step, [], {})
+        for rows in batches:
+            pending = self._extend(pending, rows)
+        return pending
 
-    def _submit(self, step: int, rows: LongArray, version: int) -> Pending:
-        roles, num_samples = self.roles, self.algorithm.samples_per_prompt
-        num_shards = min(len(rows), max(self.run.config.rollout.shards_per_step, len(roles["rollout"])))
+    def _extend(self, pending: Pending, rows: LongArray) -> Pending:
+        """The same step with the samples of one more batch of prompts."""
+        roles, num_shards = self.roles, max(self.run.config.rollout.shards_per_step, len(self.roles["rollout"]))
+        # A prompt that comes twice in a step is not to get the same samples twice.
+        salted = pending.step + (len(pending.batches) << 32)
         rollouts = [
-            roles["rollout"][i].generate.remote(self.prompts, shard, num_samples, step, version)
-            for i, shard in enumerate(np.array_split(rows, num_shards))
+            roles["rollout"][i].generate.remote(
+                self.prompts, shard, self.algorithm.samples_per_prompt, salted, self.step
+            )
+            for i, shard in enumerate(np.array_split(rows, min(len(rows), num_shards)))
         ]
-        learner_scores = self.algorithm.old_logprobs == "learner"
-        return Pending(
-            step,
-            rows,
-            version,
-            rollouts,
-            scores=[roles["reward"][i].score.remote(r, self.prompts) for i, r in enumerate(rollouts)],
-            ref_logprobs=[roles["reference"][i].logprobs.remote(r) for i, r in enumerate(rollouts)],
-            values=[roles["critic"][i].values.remote(r) for i, r in enumerate(rollouts)],
-            old_logprobs=[roles["policy"][i].logprobs.remote(r) for i, r in enumerate(rollouts)]
-            if learner_scores
-            else [],
-        )
+        parts = {
+            "rollouts": rollouts,
+            "scores": [roles["reward"][i].score.remote(r, self.prompts) for i, r in enumerate(rollouts)],
+        }
+        if "reference" in roles:
+            parts["ref_logprobs"] = [roles["reference"][i].logprobs.remote(r) for i, r in enumerate(rollouts)]
+        if "critic" in roles:
+            parts["values"] = [roles["critic"][i].values.remote(r) for i, r in enumerate(rollouts)]
+        if self.algorithm.name != "online_dpo" and self.algorithm.old_logprobs == "learner":
+            parts["old_logprobs"] = [roles["policy"][i].logprobs.remote(r) for i, r in enumerate(rollouts)]
+        joined = {name: [*pending.parts.get(name, []), *refs] for name, refs in parts.items()}
+        return Pending(pending.step, [*pending.batches, rows], joined)
 
     def assemble(self, pending: Pending) -> tuple[ObjectRef, dict[str, float]]:
         """The step's experience; actors that died on the way are replaced and the step's samples made again."""
         while True:
-            num_shards = len(pending.rollouts)
-            experience, metrics = (
-                self.roles["policy"]
-                .head.assemble.options(num_returns=2)
-                .remote(self.kl.coef, num_shards, *pending.parts)
-            )
+            names, shards = tuple(pending.parts), [ref for refs in pending.parts.values() for ref in refs]
+            assemble = self.roles["policy"].head.assemble.options(num_returns=2)
+            experience, metrics = assemble.remote(self.kl.coef, names, *shards)
             try:
-                return experience, self._fetch([metrics], "generate", pending.step)[0]
+                (found,) = self._fetch([metrics], "generate", pending.step)
             except ActorLost as lost:
                 self.heal(lost)
-                pending = self._submit(pending.step, pending.rows, self.step)
+                pending = self.submit(pending.step, pending.batches)
+                continue
+            if self._wants_more(found, len(pending.batches)):
+                pending = self._extend(pending, self.sampler.next())
+            else:
+                self.num_batches += len(pending.batches)
+                return experience, found
+
+    def _wants_more(self, metrics: dict[str, float], num_batches: int) -> bool:
+        """Whether dynamic sampling found too few groups to learn from, and may sample on."""
+        groups = metrics.get("rollout/groups", math.inf)
+        return groups < self.algorithm.prompts_per_step and num_batches <= getattr(
+            self.algorithm, "dynamic_sampling", 0
+        )
 
     def heal(self, lost: ActorLost) -> None:
         """Replace dead rollout, reward or reference actors, within the failure budget; a lost learner is not ours to mend."""
@@ -154,11 +165,15 @@ class PPOLoop:
         self.sync()
 
     def update(self, experience: ObjectRef) -> dict[str, float]:
-        """Policy and critic learn from the same experience at the same time."""
-        policy = self.roles["policy"].submit_all("update", experience)
-        critic = self.roles["critic"].submit_all("update", experience)
-        found = self._fetch([*policy, *critic], "update", self.step)
-        return found[0] | {k: v for k, v in found[len(policy)].items() if k.startswith(("critic/", "value/"))}
+        """Policy and critic, where there is one, learn from the same experience at the same time."""
+        learners = [role for role in ("policy", "critic") if role in self.roles]
+        updates = {role: self.roles[role].submit_all("update", experience) for role in learners}
+        found = self._fetch([ref for refs in updates.values() for ref in refs], "update", self.step)
+        metrics = found[0]
+        if "critic" in updates:
+            of_critic = found[len(updates["policy"])]
+            metrics |= {k: v for k, v in of_critic.items() if k.startswith(("critic/", "value/"))}
+        return metrics
 
     def sync(self) -> dict[str, float]:
         """Bring every engine to the policy's version; returns when each has acknowledged it."""
@@ -192,14 +207,16 @@ class PPOLoop:
 
     def save(self, path: Path) -> dict[str, Any]:
         """Policy and critic write themselves into the commit; returns the loop's own state."""
-        saved = [ref for role in ("policy", "critic") for ref in self.roles[role].submit_all("save", str(path / role))]
+        learners = [role for role in ("policy", "critic") if role in self.roles]
+        saved = [ref for role in learners for ref in self.roles[role].submit_all("save", str(path / role))]
         self._fetch(saved, "save", self.step)
-        sampler = self.sampler.state() | {"num_batches": self.step}  # samples in flight are drawn again
+        sampler = self.sampler.state() | {"num_batches": self.num_batches}  # samples in flight are drawn again
         return {"sampler": sampler, "kl": self.kl.state()}
 
     def restore(self, step: int, state: dict[str, Any]) -> None:
         self.step = step
         self.sampler.restore(state["sampler"])
+        self.num_batches = self.sampler.num_batches
         self.kl.restore(state["kl"])
 
     def _fetch(self, refs: list[ObjectRef], phase: str, step: int) -> list[Any]:

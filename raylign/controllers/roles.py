@@ -9,28 +9,22 @@ from typing import Any, Literal
 
 from ray import ObjectRef
 
+from raylign.actors import builders
 from raylign.actors.group import ActorGroup, LearnerGroup
 from raylign.actors.placement import Placement, reserve
 from raylign.actors.shells import (
     CriticShell,
     OfflineShell,
-    PPOPolicyShell,
+    OnlinePolicyShell,
     ReferenceShell,
     RewardShell,
     RolloutShell,
 )
-from raylign.config import ModelConfig, OptimizerConfig, RewardConfig, RoleResources, RunConfig
+from raylign.config import ONLINE, ModelConfig, OptimizerConfig, RewardConfig, RoleResources, RunConfig
 from raylign.controllers.commits import Commit
 from raylign.controllers.context import Run
-from raylign.learners.learner import LearnerSpec
-from raylign.learners.offline import DPOLearner, RewardModelLearner, SFTLearner
-from raylign.learners.ppo import CriticLearner, PPOPolicyLearner
-from raylign.learners.reference import ReferenceModel
-from raylign.models.load import load_tokenizer, stop_tokens
-from raylign.rewards.worker import RewardWorker
-from raylign.rollout.worker import RolloutWorker
-
-OFFLINE = {"sft": SFTLearner, "dpo": DPOLearner, "reward_model": RewardModelLearner}
+from raylign.learners.spec import LearnerSpec
+from raylign.models.description import load_tokenizer, stop_tokens
 
 
 @dataclass
@@ -122,54 +116,47 @@ def _build(
     algorithm: Any = config.algorithm  # which one it is follows from the role
     temperature = config.rollout.sampling.temperature
     match name:
-        case "policy" if algorithm.name == "ppo":
-            spec = _spec(config, algorithm.optimizer, total_steps, config.seed, threads)
-            model = _resumed(config.model, commit, name)
-            return (
-                LearnerGroup,
-                PPOPolicyShell,
-                partial(PPOPolicyLearner, model=model, spec=spec, algorithm=algorithm, temperature=temperature),
-            )
         case "policy":
-            spec = _spec(config, algorithm.optimizer, total_steps, config.seed, threads)
-            model = _resumed(config.model, commit, name)
-            return (
-                LearnerGroup,
-                OfflineShell,
-                partial(OFFLINE[algorithm.name], model=model, spec=spec, algorithm=algorithm),
-            )
+            learner = {
+                "model": _resumed(config.model, commit, name),
+                "spec": _spec(config, algorithm.optimizer, total_steps, config.seed, threads),
+                "algorithm": algorithm,
+            }
+            if algorithm.name in ONLINE:
+                build = builders.online_dpo if algorithm.name == "online_dpo" else builders.policy_gradient
+                return LearnerGroup, OnlinePolicyShell, partial(build, sampling=config.rollout.sampling, **learner)
+            return LearnerGroup, OfflineShell, partial(builders.offline, algorithm.name, **learner)
         case "critic":
-            spec = _spec(config, algorithm.critic.optimizer, total_steps, config.seed + 1, threads)
             start = config.model.model_copy(update={"path": algorithm.critic.path or config.model.path})
-            return (
-                LearnerGroup,
-                CriticShell,
-                partial(CriticLearner, model=_resumed(start, commit, name), spec=spec, algorithm=algorithm),
+            build = partial(
+                builders.critic,
+                model=_resumed(start, commit, name),
+                spec=_spec(config, algorithm.critic.optimizer, total_steps, config.seed + 1, threads),
+                algorithm=algorithm,
             )
+            return LearnerGroup, CriticShell, build
         case "reference":
             build = partial(
-                ReferenceModel,
-                config.reference or config.model,
-                _micro_batch_tokens(config, config.placement.reference),
-                temperature,
-                threads,
+                builders.reference,
+                model=config.reference or config.model,
+                micro_batch_tokens=_micro_batch_tokens(config, config.placement.reference),
+                temperature=temperature,
+                num_threads=threads,
             )
             return ActorGroup, ReferenceShell, build
         case "reward":
             return ActorGroup, RewardShell, _reward(config, config.reward, "reward", threads)
         case "evaluator":
-            assert config.evaluation
             return ActorGroup, RewardShell, _reward(config, evaluation_reward(config), "evaluation.reward", threads)
         case "rollout":
-            tokenizer = load_tokenizer(config.model)
             build = partial(
-                RolloutWorker,
-                config.model.path,
-                config.rollout,
-                rollout_dtype(config),
-                stop_tokens(config.model, tokenizer),
-                config.seed,
-                config.model.trust_remote_code,
+                builders.rollout,
+                model_path=config.model.path,
+                rollout=config.rollout,
+                dtype=rollout_dtype(config),
+                eos_token_ids=stop_tokens(config.model, load_tokenizer(config.model)),
+                run_seed=config.seed,
+                trust_remote_code=config.model.trust_remote_code,
             )
             return ActorGroup, RolloutShell, build
     raise ValueError(name)
@@ -183,17 +170,17 @@ def rollout_dtype(config: RunConfig) -> Literal["float32", "bfloat16"]:
     return config.model.compute_dtype if config.rollout.dtype == "auto" else config.rollout.dtype
 
 
-def _reward(config: RunConfig, reward: RewardConfig | None, place: str, threads: int) -> partial[RewardWorker]:
+def _reward(config: RunConfig, reward: RewardConfig | None, place: str, threads: int) -> partial[Any]:
     assert reward is not None
     return partial(
-        RewardWorker,
-        reward,
-        config.model.tokenizer or config.model.path,
-        config.task,
-        config.model.compute_dtype,
-        config.model.trust_remote_code,
-        threads,
-        place,
+        builders.reward,
+        reward=reward,
+        tokenizer_path=config.model.tokenizer or config.model.path,
+        task=config.task,
+        compute_dtype=config.model.compute_dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        num_threads=threads,
+        place=place,
     )
 
 

@@ -13,7 +13,7 @@ import yaml
 from raylign import __version__
 from raylign.actors.session import ray_session
 from raylign.actors.waiting import ActorLost, Stop
-from raylign.config import RunConfig, load_config
+from raylign.config import ONLINE, RunConfig, load_config
 from raylign.controllers.collect import PREFERENCES
 from raylign.controllers.commits import Commits
 from raylign.controllers.context import Run
@@ -137,10 +137,10 @@ class _Runner:
 def _total_steps(config: RunConfig, rows: Dataset) -> int:
     algorithm = config.algorithm
     match algorithm.name:
-        case "ppo":
+        case name if name in ONLINE:
             return algorithm.steps
         case "collect":
-            return -(-algorithm.pairs // algorithm.prompts_per_step)
+            return -(-algorithm.rows // (algorithm.rows_per_prompt * algorithm.prompts_per_step))
         case _:
             return num_steps(algorithm, len(rows))
 

@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 
-from raylign.config import CollectConfig, DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
+from raylign.config import OFFLINE, ONLINE, CollectConfig, OfflineAlgorithm, OnlineAlgorithm
 from raylign.controllers.collect import collect
 from raylign.controllers.commits import Commit
 from raylign.controllers.context import Run
@@ -19,22 +19,25 @@ from raylign.controllers.offline import (
     OfflineLoop,
     cache_logprobs,
     cached_logprobs,
+    needs_reference,
     num_steps,
     reference_key,
     reference_logprobs,
 )
-from raylign.controllers.online import PPOLoop
-from raylign.controllers.roles import evaluation_reward, launch, rollout_dtype
+from raylign.controllers.online import OnlineLoop
+from raylign.controllers.roles import evaluation_reward, launch
 from raylign.controllers.stages import MODEL
-from raylign.types import Dataset, PairSet, PromptSet
+from raylign.types import Dataset, LabelledSet, PairSet, PromptSet
 
 Scores = dict[str, Any]  # {"before": {...}, "after": {...}}
 
 
-def ppo(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit | None) -> Scores:
-    config, algorithm = run.config, run.config.algorithm
-    assert isinstance(algorithm, PPOConfig)
-    names = ["policy", "critic", "reference", "reward", "rollout"]
+def online(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit | None) -> Scores:
+    config = run.config
+    algorithm = cast(OnlineAlgorithm, config.algorithm)
+    names = ["policy", *(["critic"] if algorithm.name == "ppo" else []), "reward", "rollout"]
+    if algorithm.name == "online_dpo" or algorithm.kl.coef > 0:
+        names.append("reference")
     if held_out is not None and evaluation_reward(config) != config.reward:
         names.append("evaluator")
     data, held = ray.put(prompts), ray.put(held_out)
@@ -42,7 +45,7 @@ def ppo(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit
     roles = launch(run, names, total, commit)
     scores = Found(run, held_out)
     try:
-        loop = PPOLoop(run, roles, algorithm, data, len(prompts))
+        loop = OnlineLoop(run, roles, algorithm, data, len(prompts))
         if commit:
             loop.restore(commit.step, commit.state)
         loop.sync()
@@ -57,14 +60,13 @@ def ppo(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit
 
 
 def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None) -> Scores:
-    algorithm = run.config.algorithm
-    assert isinstance(algorithm, SFTConfig | DPOConfig | RewardModelConfig)
+    algorithm = cast(OfflineAlgorithm, run.config.algorithm)
     data, held = ray.put(rows), ray.put(held_out)
     total = num_steps(algorithm, len(rows))
     scores = Found(run, held_out)
     judges_itself = algorithm.name == "reward_model"
     if commit is None or commit.step < total or judges_itself:
-        cache = _reference_cache(run, rows) if algorithm.name == "dpo" else None
+        cache = _reference_cache(run, rows) if needs_reference(algorithm) else None
         cached = cache and cached_logprobs(cache)
         roles = launch(run, ["policy", *(["reference"] if cache and not cached else [])], total, commit)
         try:
@@ -101,7 +103,7 @@ def collected(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: 
     return {}
 
 
-WORKFLOWS = {"ppo": ppo, "sft": offline, "dpo": offline, "reward_model": offline, "collect": collected}
+WORKFLOWS = dict.fromkeys(ONLINE, online) | dict.fromkeys(OFFLINE, offline) | {"collect": collected}
 
 
 class Found:
@@ -130,23 +132,23 @@ class Found:
         self.found[label] = json.loads(file.read_text())
 
 
-def _reference_cache(run: Run, pairs: PairSet) -> Path:
-    """Where the reference logprobs of these pairs are kept, for this run and all others that need the same."""
-    key = reference_key(run.config, pairs)
+def _reference_cache(run: Run, rows: PairSet | LabelledSet) -> Path:
+    """Where the reference logprobs of these rows are kept, for this run and all others that need the same."""
+    key = reference_key(run.config, rows)
     return Path(run.config.output_dir).resolve() / "cache" / f"reference-{key}.safetensors"
 
 
 def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
     """Engines are placed only now that the learner is gone: first with the start model, then with what was learned."""
     config = run.config
-    names = ["rollout", "evaluator", *(["reference"] if config.algorithm.name == "dpo" else [])]
+    names = ["rollout", "evaluator", *(["reference"] if needs_reference(config.algorithm) else [])]
     roles = launch(run, names)
     try:
         held, engines, limit = ray.put(held_out), roles["rollout"].actors, config.limits.sync
         run.waiter.fetch([e.use_initial_weights.remote(0) for e in engines], timeout=limit, waiting_for="sync")
         scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before"))
-        model, dtype = str(run.folder / MODEL), rollout_dtype(config)
-        run.waiter.fetch([e.load_folder.remote(1, model, dtype) for e in engines], timeout=limit, waiting_for="sync")
+        model = str(run.folder / MODEL)
+        run.waiter.fetch([e.load_folder.remote(1, model) for e in engines], timeout=limit, waiting_for="sync")
         scores.need("after", lambda: evaluate(run, roles, held, len(held_out), 1, "after"))
     finally:
         roles.close()

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from raylign.data.columns import Message, Row, end_of, has, label_of, missing, read
 from raylign.errors import DataError
-
-Row = dict[str, Any]
-Message = dict[str, Any]  # role, content, and whatever else the chat template reads
-
-_NEEDS = {
-    "prompts": ("prompt (text or messages)", ("prompt",)),
-    "sequences": ("text, or messages, or prompt + completion", ("text", "messages", "prompt", "completion")),
-    "pairs": ("chosen + rejected (and prompt, unless both begin with it)", ("chosen", "rejected", "prompt")),
-}
 
 
 @dataclass(frozen=True)
@@ -24,6 +15,7 @@ class Text:
 
     prompt: str | None
     completion: str
+    finished: bool = True  # False: cut by length, so that no eos follows
 
 
 @dataclass(frozen=True)
@@ -32,6 +24,7 @@ class Conversation:
 
     messages: list[Message]
     num_prompt: int
+    finished: bool = True  # False: the last turn was cut by length
 
 
 Example = Text | Conversation
@@ -43,52 +36,89 @@ def prompt_of(row: Row, place: str) -> str | list[Message]:
     Raises:
         DataError: column missing, empty, of a wrong type, or a conversation in which it is the user's turn.
     """
-    prompt = _read(row, "prompt", place, "prompts")
+    prompt = read(row, "prompt", place, "prompts")
     if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
         raise DataError(f"{place}: prompt ends with an assistant message; end it with the turn to be answered")
     return prompt
 
 
 def sequence_of(row: Row, place: str) -> Example:
-    """`prompt` + `completion`, else `messages`, else `text`.
+    """`prompt` + `completion`, else `messages`, else `text`; `finished: false` where the end was cut by length.
 
     Raises:
         DataError: columns missing, empty or of a wrong type, or a conversation without an assistant's last word.
     """
-    if _has(row, "prompt") and _has(row, "completion"):
-        return _example(_read(row, "prompt", place), _read(row, "completion", place), "completion", place)
-    if _has(row, "messages"):
-        messages = _read(row, "messages", place)
+    if has(row, "prompt") and has(row, "completion"):
+        return _answer(row, place)
+    end = end_of(row, "finished", place)
+    if has(row, "messages"):
+        messages = read(row, "messages", place)
         if isinstance(messages, str):
             raise DataError(f"{place}: messages is text; name it under data.columns: {{text: messages}}")
-        return _conversation(messages, 0, "messages", place)
-    if _has(row, "text"):
-        text = _read(row, "text", place)
+        return _conversation(messages, 0, end, "messages", place)
+    if has(row, "text"):
+        text = read(row, "text", place)
         if not isinstance(text, str):
             raise DataError(f"{place}: text is a list; if it holds messages, set data.columns: {{messages: text}}")
-        return Text(None, text)
-    raise _missing(row, place, "sequences")
+        return Text(None, text, end is not False)
+    raise missing(row, place, "sequences")
 
 
 def pair_of(row: Row, place: str) -> tuple[Example, Example]:
     """(chosen, rejected) of one prompt: the `prompt` column, else the beginning that both share.
 
     `prompt` as text beside `chosen`/`rejected` as whole conversations (UltraFeedback) counts as no prompt.
+    `chosen_finished` and `rejected_finished` are false where that side was cut by length.
 
     Raises:
         DataError: columns missing, empty, of a wrong type or of different forms; nothing shared; both the same.
     """
-    chosen, rejected = (_read(row, name, place, "pairs") for name in ("chosen", "rejected"))
+    if has(row, "completion") and has(row, "label") and not (has(row, "chosen") or has(row, "rejected")):
+        raise DataError(
+            f"{place}: a completion with a label is no pair; set algorithm.name: kto, which learns from such rows, or "
+            "give chosen + rejected"
+        )
+    (chosen, chosen_end), (rejected, rejected_end) = (
+        _completion(row, side, f"{side}_finished", place) for side in ("chosen", "rejected")
+    )
     if type(chosen) is not type(rejected):
         raise DataError(f"{place}: one of chosen and rejected is text, the other messages; write both in one form")
-    if chosen == rejected:
+    if chosen == rejected and (chosen_end is False) == (rejected_end is False):
         raise DataError(f"{place}: chosen and rejected are the same; remove the row")
-    prompt = _read(row, "prompt", place) if _has(row, "prompt") else None
+    prompt = read(row, "prompt", place) if has(row, "prompt") else None
     if prompt is None or (isinstance(prompt, str) and isinstance(chosen, list)):
         prompt, chosen, rejected = _split(chosen, rejected)
         if not prompt:
             raise DataError(f"{place}: chosen and rejected share no beginning; add a prompt column")
-    return _example(prompt, chosen, "chosen", place), _example(prompt, rejected, "rejected", place)
+    return (
+        _example(prompt, chosen, chosen_end, "chosen", place),
+        _example(prompt, rejected, rejected_end, "rejected", place),
+    )
+
+
+def labelled_of(row: Row, place: str) -> list[tuple[Example, bool]]:
+    """Examples and whether they are desirable: `prompt` + `completion` + `label`, or both sides of a pair, as in TRL.
+
+    Raises:
+        DataError: columns missing, empty or of a wrong type, or a label that is neither true nor false.
+    """
+    if has(row, "prompt") and has(row, "completion") and has(row, "label"):
+        return [(_answer(row, place), label_of(row, place))]
+    if has(row, "chosen") and has(row, "rejected"):
+        chosen, rejected = pair_of(row, place)
+        return [(chosen, True), (rejected, False)]
+    raise missing(row, place, "labelled rows")
+
+
+def _answer(row: Row, place: str) -> Example:
+    completion, end = _completion(row, "completion", "finished", place)
+    return _example(read(row, "prompt", place), completion, end, "completion", place)
+
+
+def _completion(row: Row, column: str, flag: str, place: str) -> tuple[str | list[Message], bool | None]:
+    """The completion, and whether it ended by itself. Where the row says so, it may be blank: eos can come at once."""
+    end = end_of(row, flag, place)
+    return read(row, column, place, "pairs", blank=end is not None), end
 
 
 def _split(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -105,71 +135,20 @@ def _split(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     return chosen[:size], chosen[size:], rejected[size:]
 
 
-def _example(prompt: Any, completion: Any, column: str, place: str) -> Example:
+def _example(prompt: Any, completion: Any, end: bool | None, column: str, place: str) -> Example:
     if type(prompt) is not type(completion):
         raise DataError(f"{place}: one of prompt and {column} is text, the other messages; write both in one form")
-    if not completion:
+    if completion == [] or (completion == "" and not end):
         raise DataError(f"{place}: {column} is empty after the prompt; remove the row")
     if isinstance(prompt, str):
-        return Text(prompt, completion)
-    return _conversation(prompt + completion, len(prompt), column, place)
+        return Text(prompt, completion, end is not False)
+    return _conversation(prompt + completion, len(prompt), end, column, place)
 
 
-def _conversation(messages: list[Message], num_prompt: int, column: str, place: str) -> Conversation:
+def _conversation(messages: list[Message], num_prompt: int, end: bool | None, column: str, place: str) -> Conversation:
     if messages[0]["role"] == "assistant":
         raise DataError(f"{place}: the conversation begins with the assistant; put a system or user message before it")
     if messages[-1]["role"] != "assistant":
         role = messages[-1]["role"]
         raise DataError(f"{place}: {column} ends with a {role} message; remove what follows the last assistant message")
-    return Conversation(messages, num_prompt)
-
-
-def _has(row: Row, column: str) -> bool:
-    return row.get(column) is not None  # Parquet gives a null to rows that lack a column
-
-
-def _read(row: Row, column: str, place: str, kind: str = "") -> str | list[Message]:
-    if not _has(row, column):
-        raise _missing(row, place, kind, column)
-    value = row[column]
-    if isinstance(value, list):
-        return _messages(value, column, place)
-    if not isinstance(value, str):
-        raise DataError(
-            f"{place}: {column} must be text or a list of messages, not {type(value).__name__}; mend the row"
-        )
-    if not value.strip():
-        raise DataError(f"{place}: {column} is empty; remove the row")
-    return value
-
-
-def _messages(value: list[Any], column: str, place: str) -> list[Message]:
-    if not value:
-        raise DataError(f"{place}: {column} is empty; remove the row")
-    messages: list[Message] = []
-    for i, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            found = ", ".join(map(str, message)) if isinstance(message, dict) else type(message).__name__
-            raise DataError(f"{place}: {column}[{i}] is no message (found: {found}); it needs role and content")
-        content = message.get("content")
-        if not isinstance(content, str) and not message.get("tool_calls"):
-            raise DataError(f"{place}: {column}[{i}].content must be text, not {type(content).__name__}; mend the row")
-        if message["role"] == "assistant" and not (content or "").strip() and not message.get("tool_calls"):
-            raise DataError(f"{place}: {column}[{i}].content is empty; remove the turn or the row")
-        messages.append({key: part for key, part in message.items() if part is not None})  # Arrow's filling
-    return messages
-
-
-def _missing(row: Row, place: str, kind: str, column: str | None = None) -> DataError:
-    """The error for a row without what its kind needs, with the nearest column it does have."""
-    needs, names = _NEEDS[kind]
-    found = [name for name in row if name not in names]
-    for name in [column] if column else names:
-        near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
-        if near:
-            fix = f"did you mean {near[0]}? Set data.columns: {{{name}: {near[0]}}}"
-            break
-    else:
-        fix = f"name yours under data.columns, e.g. {{{column or names[0]}: YOUR_COLUMN}}"
-    what = f"no column {column!r}" if column and column not in row else f"{column} is null" if column else "no text"
-    return DataError(f"{place}: {what} (found: {', '.join(row) or 'nothing'}); {kind} need {needs}; {fix}")
+    return Conversation(messages, num_prompt, end is not False)

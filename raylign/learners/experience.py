@@ -1,59 +1,100 @@
-"""From rollouts, scores, logprobs and values to what the PPO updates read."""
+"""From rollouts, scores, logprobs and values to what the policy-gradient updates read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raylign.algorithms.advantages import gae, shape_rewards, whiten
+from raylign.algorithms.baselines import group_advantages, group_spread, leave_one_out_advantages, returns_to_go
+from raylign.algorithms.importance import importance_weights
 from raylign.algorithms.kl import kl_estimate
-from raylign.config import PPOConfig
-from raylign.types import Experience, FloatArray, RolloutBatch, Scores, concat
+from raylign.algorithms.score_shaping import shape_scores
+from raylign.config import OnlineConfig, PolicyGradientAlgorithm
+from raylign.types import BoolArray, Experience, FloatArray, LongArray, RolloutBatch, Scores, concat
 
 _GAP_QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 
+@dataclass(frozen=True)
+class Samples:
+    """The shards of a step, joined. Arrays `[N, L]` or `[N]`; None where no role made them."""
+
+    batch: RolloutBatch
+    scores: FloatArray  # [N], 0 where not valid
+    valid: BoolArray  # [N]
+    ref_logprobs: FloatArray | None = None
+    values: FloatArray | None = None
+    old_logprobs: FloatArray | None = None  # the learner's own
+
+    @classmethod
+    def join(
+        cls,
+        rollouts: Sequence[RolloutBatch],
+        scores: Sequence[Scores],
+        ref_logprobs: Sequence[FloatArray] | None = None,
+        values: Sequence[FloatArray] | None = None,
+        old_logprobs: Sequence[FloatArray] | None = None,
+    ) -> Samples:
+        width = max(rollout.tokens.shape[1] for rollout in rollouts)
+
+        def padded(shards: Sequence[FloatArray] | None) -> FloatArray | None:
+            if shards is None:
+                return None
+            return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in shards])
+
+        valid = np.concatenate([s.valid for s in scores])
+        raw = np.where(valid, np.concatenate([s.values for s in scores]), 0.0).astype(np.float32)
+        return cls(concat(rollouts), raw, valid, padded(ref_logprobs), padded(values), padded(old_logprobs))
+
+    def take(self, rows: LongArray) -> Samples:
+        """Some of the rows."""
+        batch = RolloutBatch(**{name: array[rows] for name, array in vars(self.batch).items()})
+        rest: dict[str, Any] = {name: a if a is None else a[rows] for name, a in vars(self).items() if name != "batch"}
+        return Samples(batch, **rest)
+
+
 def assemble(
-    algorithm: PPOConfig,
-    kl_coef: float,
-    rollouts: Sequence[RolloutBatch],
-    scores: Sequence[Scores],
-    old_logprobs: Sequence[FloatArray],
-    ref_logprobs: Sequence[FloatArray],
-    values: Sequence[FloatArray],
+    algorithm: PolicyGradientAlgorithm, samples: Samples, kl_coef: float, max_tokens: int
 ) -> tuple[Experience, dict[str, float]]:
-    """KL-shaped rewards -> GAE -> whitening, over all shards of a step.
+    """Penalties -> KL-shaped rewards -> advantages -> whitening, over all shards of a step.
 
-    A row whose score is not valid is left out of learning: its completion mask becomes False.
+    A row whose score is not valid is left out of learning: its completion mask becomes False. With dynamic sampling,
+    groups whose scores are all equal are left out altogether, and no more than a step's worth of groups is taken;
+    `rollout/groups` says how many there were.
+
     Args:
-        rollouts, scores: the shards of the step, in order.
-        old_logprobs, ref_logprobs, values: [N, L] per shard.
+        kl_coef: the present weight of the KL, in the reward or in the loss (`algorithm.kl.where`).
+        max_tokens: the longest completion that can be sampled.
     Returns:
-        The experience of the step and its metrics.
+        The experience of the step and its metrics (over all samples, also those left out).
     """
-    width = max(r.tokens.shape[1] for r in rollouts)
-    batch = concat(rollouts)
-    old, ref, value = (_join(x, width) for x in (old_logprobs, ref_logprobs, values))
-    valid = np.concatenate([s.valid for s in scores])
-    raw = np.where(valid, np.concatenate([s.values for s in scores]), 0.0).astype(np.float32)
-    mask_array = batch.completion_mask & valid[:, None]
-    penalised = raw - algorithm.missing_eos_penalty * ~batch.finished
-
+    metrics = describe(samples)
+    if algorithm.name == "grpo" and algorithm.dynamic_sampling:
+        samples, metrics["rollout/groups"] = _informative(samples, algorithm.prompts_per_step)
+    batch = samples.batch
+    old = batch.logprobs if samples.old_logprobs is None else samples.old_logprobs
+    mask_array = batch.completion_mask & samples.valid[:, None]
     mask = torch.from_numpy(mask_array)
-    old_t, ref_t, value_t = map(torch.from_numpy, (old, ref, value))
+    old_t, values = torch.from_numpy(old), _tensor(samples.values)
+    ref = old_t if samples.ref_logprobs is None else torch.from_numpy(samples.ref_logprobs)
     rewards = shape_rewards(
-        scores=torch.from_numpy(penalised.astype(np.float32)),
+        scores=penalised(algorithm, samples, max_tokens),
         logprobs=old_t,
-        ref_logprobs=ref_t,
+        ref_logprobs=ref,
         completion_mask=mask,
-        kl_coef=kl_coef,
+        kl_coef=kl_coef if algorithm.kl.where == "reward" else 0.0,
         estimator=algorithm.kl.estimator,
     )
     if algorithm.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
-    advantages, returns = gae(rewards, value_t, mask, gamma=algorithm.gamma, lam=algorithm.gae_lambda)
+    groups, valid = torch.from_numpy(batch.prompt_rows), torch.from_numpy(samples.valid)
+    advantages, returns = _advantages(algorithm, rewards, values, mask, groups, valid)
     if algorithm.whiten_advantages:
         advantages = whiten(advantages, mask)
 
@@ -62,29 +103,94 @@ def assemble(
         lengths=batch.lengths,
         completion_mask=mask_array,
         old_logprobs=old,
-        values=value,
         advantages=advantages.numpy(),
-        returns=returns.numpy(),
+        values=samples.values,
+        returns=None if returns is None else returns.numpy(),
     )
-    lengths = batch.completion_mask.sum(1)
-    scored = raw[valid] if valid.any() else np.full(1, np.nan, dtype=np.float32)  # no score is not a score of 0
+    if algorithm.kl.where == "loss" and samples.ref_logprobs is not None:
+        experience = replace(experience, ref_logprobs=samples.ref_logprobs, kl_coef=kl_coef)
+    if algorithm.importance:
+        weights = importance_weights(
+            old_t, torch.from_numpy(batch.logprobs), mask, **algorithm.importance.model_dump(include=_IMPORTANCE)
+        )
+        experience = replace(experience, importance=weights.numpy())
+    return experience, metrics | {"kl/coef": kl_coef, "tokens/trained": float(mask_array.sum())}
+
+
+_IMPORTANCE = {"mode", "cap", "level"}
+
+
+def penalised(algorithm: OnlineConfig, samples: Samples, max_tokens: int) -> Tensor:
+    """Scores less the penalties for length and for completions that were cut: [N]."""
+    overlong = algorithm.overlong
+    return shape_scores(
+        torch.from_numpy(samples.scores),
+        torch.from_numpy(samples.batch.completion_mask.sum(1)),
+        torch.from_numpy(samples.batch.finished),
+        missing_eos_penalty=algorithm.missing_eos_penalty,
+        length_penalty=algorithm.length_penalty,
+        overlong_buffer=overlong and overlong.buffer,
+        overlong_penalty=overlong.penalty if overlong else 0.0,
+        max_tokens=max_tokens,
+    )
+
+
+def describe(samples: Samples) -> dict[str, float]:
+    """Metrics of the samples themselves, by the same names for every algorithm."""
+    batch = samples.batch
+    valid = samples.valid
+    scored = samples.scores[valid] if valid.any() else np.full(1, np.nan, np.float32)  # no score is not a score of 0
     metrics = {
         "reward/mean": float(scored.mean()),
         "reward/std": float(scored.std()),
         "reward/invalid": float((~valid).sum()),
-        "kl/coef": kl_coef,
-        "completion/length": float(lengths.mean()),
+        "completion/length": float(batch.completion_mask.sum(1).mean()),
         "completion/finished": float(batch.finished.mean()),
-        "tokens/trained": float(mask_array.sum()),
     }
-    if algorithm.old_logprobs == "learner":  # otherwise nobody but the engine has scored the samples yet
+    old = samples.old_logprobs
+    if old is not None:  # otherwise nobody but the engine has scored the samples yet
         gap = np.abs(old - batch.logprobs)[batch.completion_mask]
         metrics |= {f"logprob_gap/{name}": float(np.quantile(gap, q)) for name, q in _GAP_QUANTILES.items()}
-    for estimator in ("k1", "k3"):
-        kl = kl_estimate(old_t, ref_t, estimator) * torch.from_numpy(batch.completion_mask)
-        metrics[f"kl/{estimator}"] = float(kl.sum(1).mean())
-    return experience, metrics
+    if samples.ref_logprobs is not None:
+        logprobs, ref = (torch.from_numpy(x) for x in (batch.logprobs if old is None else old, samples.ref_logprobs))
+        for estimator in ("k1", "k3"):
+            kl = kl_estimate(logprobs, ref, estimator) * torch.from_numpy(batch.completion_mask)
+            metrics[f"kl/{estimator}"] = float(kl.sum(1).mean())
+    return metrics
 
 
-def _join(arrays: Sequence[FloatArray], width: int) -> FloatArray:
-    return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays])
+def _advantages(
+    algorithm: PolicyGradientAlgorithm,
+    rewards: Tensor,
+    values: Tensor | None,
+    mask: Tensor,
+    groups: Tensor,
+    valid: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """Advantages [N, L], and the critic's targets where there is a critic."""
+    match algorithm.name:
+        case "ppo":
+            assert values is not None
+            return gae(rewards, values, mask, gamma=algorithm.gamma, lam=algorithm.gae_lambda)
+        case "reinforce++":
+            return returns_to_go(rewards, mask, algorithm.gamma), None
+        case "grpo":
+            row = group_advantages(rewards.sum(1), groups, valid, algorithm.scale)
+        case "rloo":
+            row = leave_one_out_advantages(rewards.sum(1), groups, valid)
+    return torch.where(mask, row.unsqueeze(1), 0.0), None
+
+
+def _informative(samples: Samples, most: int) -> tuple[Samples, float]:
+    """The rows of the first `most` groups with something to tell apart, and how many such groups there are."""
+    groups = samples.batch.prompt_rows
+    spread = group_spread(
+        torch.from_numpy(samples.scores), torch.from_numpy(groups), torch.from_numpy(samples.valid)
+    ).numpy()
+    names, first = np.unique(groups[spread], return_index=True)
+    kept = names[np.argsort(first)][:most]  # in the order they were sampled
+    return samples.take(np.flatnonzero(spread & np.isin(groups, kept))), float(len(names))
+
+
+def _tensor(array: FloatArray | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)

@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,27 +17,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raylign.algorithms.loss import LossSum
-from raylign.config import OptimizerConfig
 from raylign.errors import NonFiniteError
 from raylign.learners.schedule import learning_rate
+from raylign.learners.spec import LearnerSpec
 from raylign.learners.world import World
 from raylign.models.infer import autocast
 from raylign.models.load import DTYPES, save_model
 
 Group = TypeVar("Group")
-
-
-@dataclass(frozen=True)
-class LearnerSpec:
-    """How a learner optimises, apart from its loss."""
-
-    optimizer: OptimizerConfig
-    total_steps: int  # optimizer steps of the whole run, for the learning-rate schedule
-    micro_batch_tokens: int  # padded tokens in one forward and backward pass
-    compute_dtype: str  # float32 or bfloat16
-    seed: int
-    max_skipped_steps: int
-    num_threads: int | None = None
 
 
 class Learner:
@@ -83,7 +69,11 @@ class Learner:
         self._busy: dict[str, float] = defaultdict(float)
 
     def optimizer_step(
-        self, groups: Sequence[Group], normaliser: float, loss: Callable[[Group], LossSum]
+        self,
+        groups: Sequence[Group],
+        normaliser: float,
+        loss: Callable[[Group], LossSum],
+        num_elements: float | None = None,
     ) -> dict[str, float]:
         """One step on the sum of `loss` over all micro-batches, divided by `normaliser`.
 
@@ -91,8 +81,9 @@ class Learner:
             groups: the micro-batches of the whole step; each rank takes its share.
             normaliser: tokens, rows or pairs of the whole step over all ranks, so that no split changes the step.
             loss: sums over one micro-batch.
+            num_elements: what the metrics are divided by, where the loss weighs its elements; else the normaliser.
         Returns:
-            The metrics of `loss` divided by the normaliser, `loss`, `optimizer/lr`, `optimizer/grad_norm`.
+            `loss` and its metrics as means, `optimizer/lr`, `optimizer/grad_norm`.
         Raises:
             NonFiniteError: when too many steps in a row had to be skipped.
         """
@@ -107,7 +98,10 @@ class Learner:
         totals = self.world.sum_metrics({name: float(value) for name, value in sums.items()})
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.spec.optimizer.max_grad_norm)
         rate = learning_rate(self.spec.optimizer, self.num_steps, self.spec.total_steps)
-        metrics = {name: value / normaliser for name, value in totals.items()}
+        metrics = {
+            name: value / (normaliser if name == "loss" else num_elements or normaliser)
+            for name, value in totals.items()
+        }
         self._apply(rate, finite=math.isfinite(float(norm)) and math.isfinite(metrics["loss"]))
         return {
             **metrics,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from raylign.config import ModelConfig
-from raylign.learners.learner import Learner, LearnerSpec
+from raylign.learners.learner import Learner
+from raylign.learners.spec import LearnerSpec
 from raylign.learners.world import World
+from raylign.models.description import load_tokenizer
 from raylign.models.infer import batch_logprobs
-from raylign.models.load import DTYPES, export_weights, load_causal, load_tokenizer
+from raylign.models.load import DTYPES, export_weights, load_causal
 from raylign.types import BoolArray, FloatArray, IntArray, LongArray
 
 

@@ -10,7 +10,7 @@ import torch
 from raylign.config import ModelConfig
 from raylign.models.infer import batch_logprobs
 from raylign.models.load import DTYPES, load_causal
-from raylign.types import FloatArray, RolloutBatch, SequenceSet
+from raylign.types import FloatArray, LabelledSet, PairSet, RolloutBatch, SequenceSet
 
 
 class ReferenceModel:
@@ -44,6 +44,11 @@ class ReferenceModel:
         mask = data.completion_mask.padded(rows, False)
         logprobs = self._logprobs(tokens, data.tokens.lengths[first:last], mask, 1.0)
         return logprobs.sum(axis=1, dtype=np.float64).astype(np.float32)
+
+    def dataset_logprobs(self, data: PairSet | LabelledSet, first: int, last: int) -> tuple[FloatArray, FloatArray]:
+        """`sequence_logprobs` of both sides of a dataset: [last - first] each."""
+        one, other = (self.sequence_logprobs(side, first, last) for side in data.sides)
+        return one, other
 
     def _logprobs(self, tokens, lengths, mask, temperature: float) -> FloatArray:
         start = time.perf_counter()

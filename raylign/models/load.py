@@ -1,8 +1,7 @@
-"""Load and save models and tokenizers as plain Hugging Face folders."""
+"""Load and save models as plain Hugging Face folders."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,62 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from raylign.config import ModelConfig
-from raylign.errors import UserError
+from raylign.models.description import load_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model, or the one named by `model.tokenizer`."""
-    return open_tokenizer(config.tokenizer or config.path, config.trust_remote_code, config.revision)
-
-
-def open_tokenizer(
-    source: str, trust_remote_code: bool = False, revision: str | None = None, place: str = "model.tokenizer"
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name, as its own files say.
-
-    AutoTokenizer goes by the model type first: beside a Qwen2 config it returns a Qwen2Tokenizer even where
-    tokenizer_config.json names a plain fast tokenizer, and for a folder without tokenizer files an empty one.
-    Raises:
-        UserError: there is none, or it has no vocabulary.
-    """
-    kind = AutoTokenizer
-    declared = Path(source) / "tokenizer_config.json"
-    if declared.is_file():
-        name = json.loads(declared.read_text()).get("tokenizer_class")
-        kind = PreTrainedTokenizerFast if name in ("PreTrainedTokenizerFast", "TokenizersBackend") else AutoTokenizer
-    elif Path(source).is_dir() and not any(Path(source).glob("tokenizer*")):
-        raise UserError(f"{place}: {source} has no tokenizer files; save the tokenizer there, or name another folder")
-    tokenizer = _load(kind, source, place, revision=revision, trust_remote_code=trust_remote_code)
-    if len(tokenizer) == 0:
-        raise UserError(f"{place}: the tokenizer in {source} has no vocabulary; save it again")
-    return tokenizer
-
-
-def context_length(config: ModelConfig) -> int:
-    """Positions the model can attend to, prompt and completion together."""
-    loaded = _load(AutoConfig, config.path, "model.path", revision=config.revision, **_trust(config))
-    return int(loaded.get_text_config().max_position_embeddings)
-
-
-def stop_tokens(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Token ids that end a completion: the tokenizer's eos and those of the model's own configuration."""
-    loaded = _load(AutoConfig, config.path, "model.path", revision=config.revision, **_trust(config))
-    declared = loaded.get_text_config().eos_token_id
-    ids = declared if isinstance(declared, list) else [declared]
-    return tuple(sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}))
 
 
 def load_causal(config: ModelConfig) -> PreTrainedModel:
@@ -127,14 +81,14 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _load_model(kind: Any, config: ModelConfig, **options: Any) -> Any:
-    return _load(
+    return load_pretrained(
         kind,
         config.path,
         "model.path",
         revision=config.revision,
         dtype=DTYPES[config.weights_dtype],
         attn_implementation=config.attention,
-        **_trust(config),
+        trust_remote_code=config.trust_remote_code,
         **options,
     )
 
@@ -155,17 +109,3 @@ def _prepare(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
         # alignment of their operands, which in a file depends on the length of its header.
         parameter.data = parameter.data.clone()
     return model.train(config.dropout or config.gradient_checkpointing)
-
-
-def _trust(config: ModelConfig) -> dict[str, bool]:
-    return {"trust_remote_code": config.trust_remote_code}
-
-
-def _load(kind: Any, source: str, place: str, **options: Any) -> Any:
-    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
-        raise UserError(f"{place}: no such folder: {source}; check the path")
-    try:
-        return kind.from_pretrained(source, **options)
-    except (OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise UserError(f"{place}: cannot load {source}: {reason}") from e

@@ -1,27 +1,28 @@
-"""Reward sources: what scores completions."""
+"""Reward sources: what scores completions. Torch is imported only where a reward model is asked for."""
 
 from __future__ import annotations
 
-import torch
+from typing import Literal
+
 from transformers import PreTrainedTokenizerBase
 
-from raylign.config import FunctionReward, ModelReward, RewardConfig, SentimentTask
+from raylign.config import FunctionReward, ModelReward, RewardConfig, TaskConfig
 from raylign.errors import ConfigError, UserError
 from raylign.rewards.code import import_function
 from raylign.rewards.function import FunctionSource
-from raylign.rewards.model import ModelSource
 from raylign.rewards.source import RewardSource
 from raylign.tasks import score_function
 
-__all__ = ["FunctionSource", "ModelSource", "RewardSource", "import_function", "make_source"]
+__all__ = ["FunctionSource", "RewardSource", "import_function", "make_source"]
 
 
 def make_source(
     config: RewardConfig,
     tokenizer: PreTrainedTokenizerBase,
-    task: SentimentTask | None,
-    compute_dtype: torch.dtype = torch.float32,
+    task: TaskConfig | None,
+    compute_dtype: Literal["float32", "bfloat16"] = "float32",
     place: str = "reward",
+    num_threads: int | None = None,
 ) -> RewardSource:
     """The source that a config describes.
 
@@ -31,6 +32,7 @@ def make_source(
         task: the embedded task, for `type: task`.
         compute_dtype: of a reward model's forward pass.
         place: dotted path of `config`, for error messages.
+        num_threads: torch threads of a reward model.
     Raises:
         UserError: the code may not be run, or what is named cannot be found or loaded.
     """
@@ -39,8 +41,16 @@ def make_source(
             raise UserError(f"{place}.allow_code: {config.function} is code of yours; set true to run it")
         return FunctionSource(import_function(config.function, f"{place}.function"), tokenizer, f"{place}.function")
     if isinstance(config, ModelReward):
+        from raylign.rewards.model import ModelSource
+
         return ModelSource(
-            config.path, tokenizer, config.batch_tokens, compute_dtype, config.trust_remote_code, f"{place}.path"
+            config.path,
+            tokenizer,
+            config.batch_tokens,
+            compute_dtype,
+            config.trust_remote_code,
+            f"{place}.path",
+            num_threads,
         )
     if task is None:
         raise ConfigError([f"{place}: type task needs a task section, e.g. task: {{name: sentiment}}"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from transformers import (
@@ -13,9 +15,10 @@ from transformers import (
 
 from raylign.data.batching import micro_batches
 from raylign.errors import UserError
+from raylign.models.description import open_tokenizer
 from raylign.models.forward import sequence_scores
 from raylign.models.infer import autocast
-from raylign.models.load import open_tokenizer
+from raylign.models.load import DTYPES
 from raylign.types import PromptSet, Ragged, RolloutBatch, Scores
 
 
@@ -32,9 +35,10 @@ class ModelSource:
         path: str,
         tokenizer: PreTrainedTokenizerBase,
         batch_tokens: int,
-        compute_dtype: torch.dtype = torch.float32,
+        compute_dtype: Literal["float32", "bfloat16"] = "float32",
         trust_remote_code: bool = False,
         place: str = "reward.path",
+        num_threads: int | None = None,
     ) -> None:
         """
         Args:
@@ -45,13 +49,15 @@ class ModelSource:
         Raises:
             UserError: it cannot be loaded, or is not a trained model with one score per sequence.
         """
+        if num_threads:
+            torch.set_num_threads(num_threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = _load_model(path, trust_remote_code, place, self._device)
         self._policy_tokenizer = tokenizer
         own = open_tokenizer(path, trust_remote_code, place=place)
         self._own_tokenizer = None if own.get_vocab() == tokenizer.get_vocab() else own
         self._batch_tokens = batch_tokens
-        self._compute_dtype = compute_dtype
+        self._compute_dtype = DTYPES[compute_dtype]
 
     def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
         """See `RewardSource.score`; a score that is not finite is not valid. `prompts` is not needed."""

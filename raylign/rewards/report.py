@@ -1,18 +1,72 @@
-"""From scored rollouts to what leaves the actors: preference rows and the sums of an evaluation."""
+"""From scored rollouts to what leaves the actors: rows of a dataset and the sums of an evaluation."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from raylign.types import FloatArray, PromptSet, RolloutBatch, Scores
+from raylign.types import BoolArray, FloatArray, PromptSet, RolloutBatch, Scores
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, batch: RolloutBatch, row: int) -> str:
     """The completion of a row as text, without special tokens."""
     return str(tokenizer.decode(batch.tokens[row][batch.completion_mask[row]], skip_special_tokens=True))
+
+
+def sampled(tokenizer: PreTrainedTokenizerBase, batch: RolloutBatch, row: int) -> tuple[str, bool]:
+    """The completion of a row as text without its final eos, and whether there was one: what makes its tokens again.
+
+    Special tokens stay in the text, and so does a stop token other than eos: the row is to be learned with the tokens
+    that were sampled.
+    """
+    tokens = batch.tokens[row][batch.completion_mask[row]]
+    finished = bool(batch.finished[row]) and int(tokens[-1]) == tokenizer.eos_token_id
+    text = tokenizer.decode(
+        tokens[:-1] if finished else tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return str(text), finished
+
+
+def rows_to_keep(
+    tokenizer: PreTrainedTokenizerBase,
+    batch: RolloutBatch,
+    prompts: PromptSet,
+    scores: Scores,
+    keep: Literal["pairs", "best", "all"],
+    num_samples: int,
+    label: str,
+    seed: int,
+    step: int,
+    distinct: bool,
+) -> list[dict[str, Any]]:
+    """What a collect run writes of one scored batch. Samples without a valid score or without tokens are left out.
+
+    Args:
+        batch: `num_samples` neighbouring rows answer the same prompt.
+        keep: `pairs`: see `label_pairs`, which alone reads label, seed, step and distinct; `best`: of each prompt the
+            sample with the highest score, the first of equals; `all`: every sample.
+    Returns:
+        Pairs, or {prompt, completion, score, finished}, in the order of the batch.
+    """
+    if keep == "pairs":
+        return label_pairs(tokenizer, batch, prompts, scores, label, seed, step, distinct)
+    usable = _usable(batch, scores)
+    rows = [row for row in range(len(batch)) if usable[row]]
+    if keep == "best":
+        best: dict[int, int] = {}  # by prompt
+        for row in rows:
+            group = row // num_samples
+            if group not in best or scores.values[row] > scores.values[best[group]]:
+                best[group] = row
+        rows = list(best.values())
+    kept = []
+    for row in rows:
+        text, finished = sampled(tokenizer, batch, row)
+        score = float(scores.values[row])
+        kept.append({"prompt": _prompt(prompts, batch, row), "completion": text, "score": score, "finished": finished})
+    return kept
 
 
 def label_pairs(
@@ -25,35 +79,39 @@ def label_pairs(
     step: int,
     distinct: bool,
 ) -> list[dict[str, Any]]:
-    """Preference rows from two neighbouring samples a prompt.
+    """Preference rows from neighbouring samples of a prompt.
 
     Args:
         batch: rows 2i and 2i + 1 answer the same prompt.
         label: `best` prefers the higher score; `bradley_terry` prefers the first with probability
             sigmoid(score_1 - score_2), as people err (Bradley & Terry 1952).
-        distinct: leave out pairs whose two completions are the same text.
+        distinct: leave out pairs whose two completions are the same tokens.
     Returns:
-        {prompt, chosen, rejected, chosen_score, rejected_score}; a pair with an invalid score is left out.
+        {prompt, chosen, rejected, chosen_score, rejected_score, chosen_finished, rejected_finished}; a pair is left out
+        where a side has no valid score or no tokens.
     """
     uniform = np.random.default_rng([seed, step]).random(len(batch) // 2)
+    usable = _usable(batch, scores)
     rows = []
     for pair, u in enumerate(uniform):
         first, second = 2 * pair, 2 * pair + 1
-        if not (scores.valid[first] and scores.valid[second]):
+        if not (usable[first] and usable[second]):
             continue
         gap = float(scores.values[first] - scores.values[second])
         prefers_first = gap > 0 if label == "best" else u < 1 / (1 + np.exp(-gap))
         won, lost = (first, second) if prefers_first else (second, first)
-        chosen, rejected = (completion_text(tokenizer, batch, row) for row in (won, lost))
-        if not chosen.strip() or not rejected.strip() or (distinct and chosen == rejected):
+        chosen, rejected = (sampled(tokenizer, batch, row) for row in (won, lost))
+        if distinct and chosen == rejected:
             continue
         rows.append(
             {
-                "prompt": prompts.columns["prompt"][int(batch.prompt_rows[first])],
-                "chosen": chosen,
-                "rejected": rejected,
+                "prompt": _prompt(prompts, batch, first),
+                "chosen": chosen[0],
+                "rejected": rejected[0],
                 "chosen_score": float(scores.values[won]),
                 "rejected_score": float(scores.values[lost]),
+                "chosen_finished": chosen[1],
+                "rejected_finished": rejected[1],
             }
         )
     return rows
@@ -76,7 +134,7 @@ def evaluation_part(
         kl = ((batch.logprobs - ref_logprobs) * batch.completion_mask).sum(1, dtype=np.float64).tolist()
     samples = [
         {
-            "prompt": prompts.columns["prompt"][int(batch.prompt_rows[row])],
+            "prompt": _prompt(prompts, batch, row),
             "completion": completion_text(tokenizer, batch, row),
             "score": float(scores.values[row]) if scores.valid[row] else None,
         }
@@ -90,3 +148,11 @@ def evaluation_part(
         "finished": batch.finished.tolist(),
         "samples": samples,
     }
+
+
+def _usable(batch: RolloutBatch, scores: Scores) -> BoolArray:
+    return scores.valid & batch.completion_mask.any(axis=1)
+
+
+def _prompt(prompts: PromptSet, batch: RolloutBatch, row: int) -> str:
+    return prompts.columns["prompt"][int(batch.prompt_rows[row])]

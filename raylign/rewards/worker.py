@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-
-from raylign.config import RewardConfig, SentimentTask
-from raylign.models.load import DTYPES, open_tokenizer
+from raylign.config import CollectConfig, RewardConfig, TaskConfig
+from raylign.models.description import open_tokenizer
 from raylign.rewards import make_source
-from raylign.types import PromptSet, RolloutBatch, Scores
+from raylign.rewards.report import evaluation_part, rows_to_keep
+from raylign.types import FloatArray, PromptSet, RolloutBatch, Scores
 
 
 class RewardWorker:
@@ -18,17 +17,15 @@ class RewardWorker:
         self,
         reward: RewardConfig,
         tokenizer_path: str,
-        task: SentimentTask | None = None,
+        task: TaskConfig | None = None,
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
         trust_remote_code: bool = False,
         num_threads: int | None = None,
         place: str = "reward",
     ) -> None:
         """Loads the source; see `make_source`. `tokenizer_path` is the policy's; `trust_remote_code` is for it."""
-        if num_threads:
-            torch.set_num_threads(num_threads)
         self.tokenizer = open_tokenizer(tokenizer_path, trust_remote_code)
-        self._source = make_source(reward, self.tokenizer, task, DTYPES[compute_dtype], place)
+        self._source = make_source(reward, self.tokenizer, task, compute_dtype, place, num_threads)
         self._metrics = _no_metrics()
 
     def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
@@ -38,6 +35,29 @@ class RewardWorker:
         self._metrics["time/score"] += time.perf_counter() - started
         self._metrics["reward/invalid"] += float((~scores.valid).sum())
         return scores
+
+    def rows_to_keep(
+        self, batch: RolloutBatch, prompts: PromptSet, scores: Scores, algorithm: CollectConfig, seed: int, step: int
+    ) -> list[dict[str, Any]]:
+        """See `report.rows_to_keep`."""
+        return rows_to_keep(
+            self.tokenizer,
+            batch,
+            prompts,
+            scores,
+            algorithm.keep,
+            algorithm.samples_per_prompt,
+            algorithm.label,
+            seed,
+            step,
+            algorithm.drop_identical,
+        )
+
+    def evaluation_part(
+        self, batch: RolloutBatch, prompts: PromptSet, scores: Scores, ref_logprobs: FloatArray | None, keep: int
+    ) -> dict[str, Any]:
+        """See `report.evaluation_part`."""
+        return evaluation_part(self.tokenizer, batch, prompts, scores, ref_logprobs, keep)
 
     def pop_metrics(self) -> dict[str, float]:
         """Busy seconds (`time/score`) and rows without a valid score (`reward/invalid`) since the last call."""

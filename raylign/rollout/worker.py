@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from raylign.config import RolloutConfig
 from raylign.errors import StaleEngineError, UserError
+from raylign.models.load import read_weights
 from raylign.rollout.engine import Completion, Dtype, make_engine
 from raylign.types import LongArray, PromptSet, RolloutBatch
 
@@ -37,6 +38,7 @@ class RolloutWorker:
         trust_remote_code: bool = False,
     ) -> None:
         self._engine = make_engine(rollout.engine, model_path, rollout, dtype, trust_remote_code)
+        self._dtype = dtype
         self._sampling = rollout.sampling
         self._stop_token_ids = tuple(sorted({*eos_token_ids, *rollout.sampling.stop_token_ids}))
         self._run_seed = run_seed
@@ -54,6 +56,10 @@ class RolloutWorker:
         self.policy_version = version
         self._metrics["time/load_weights"] += time.perf_counter() - started
         return version
+
+    def load_folder(self, version: int, folder: str) -> int:
+        """As `load_weights`, from a Hugging Face folder."""
+        return self.load_weights(version, read_weights(folder, self._dtype))
 
     def use_initial_weights(self, version: int) -> int:
         """Acknowledge that the weights of `model_path` are those of `version`. Only true until others are loaded."""

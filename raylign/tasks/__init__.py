@@ -1,19 +1,26 @@
-"""Embedded tasks: each makes its own data, an untrained model, and knows the true reward. Cheap to import."""
+"""Embedded tasks: each makes its own data and model, and knows the true reward. Cheap to import."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from raylign.config import SentimentTask
-from raylign.tasks import sentiment
+from raylign.config import TaskConfig
+from raylign.tasks import exact, exact_reward, sentiment
 from raylign.tasks.files import TaskFiles
 
 __all__ = ["TaskFiles", "prepare", "score_function"]
 
+_PREPARE: dict[str, Callable[[Any, Path], TaskFiles]] = {"exact": exact.prepare, "sentiment": sentiment.prepare}
+_SCORE: dict[str, Callable[[Any], Callable[..., list[float]]]] = {
+    "exact": exact_reward.ExactReward,
+    "sentiment": lambda task: sentiment.score,
+}
 
-def prepare(task: SentimentTask, directory: Path) -> TaskFiles:
-    """Write the task's data and untrained model into `directory`, or find them there.
+
+def prepare(task: TaskConfig, directory: Path) -> TaskFiles:
+    """Write the task's data and model into `directory`, or find them there.
 
     The directory appears whole or not at all, and the same task always makes the same bytes of data. The caller names the
     directory after the task's content (a hash of its config), so one that exists is used as it is.
@@ -22,9 +29,9 @@ def prepare(task: SentimentTask, directory: Path) -> TaskFiles:
         ConfigError: the task cannot be built as configured.
         UserError: `directory` holds something else.
     """
-    return sentiment.prepare(task, directory)
+    return _PREPARE[task.name](task, directory)
 
 
-def score_function(task: SentimentTask) -> Callable[..., list[float]]:
+def score_function(task: TaskConfig) -> Callable[..., list[float]]:
     """The task's true reward, `score(prompts, completions, **columns) -> list[float]`."""
-    return {"sentiment": sentiment.score}[task.name]
+    return _SCORE[task.name](task)

@@ -5,20 +5,15 @@ There the ground truth is a classifier on IMDb reviews; here it is a sum over wo
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raylign.config import SentimentTask
-from raylign.errors import ConfigError, UserError
-from raylign.tasks.files import TaskFiles
+from raylign.errors import ConfigError
+from raylign.tasks.files import TaskFiles, write_once, write_rows
 from raylign.tasks.reviews import CLAUSE_BREAKS, INTENSIFIERS, NEGATIONS, VALENCE, vocabulary, write_review
 
 LARGEST_SCORE = 3.0
@@ -77,26 +72,12 @@ def prepare(task: SentimentTask, directory: Path) -> TaskFiles:
     A completion begins with a space, so that prompt + completion is the review. Evaluation prompts are distinct and
     never begin a corpus review or training prompt.
     """
-    files = TaskFiles(directory)
-    if files.complete:
-        return files
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory}: is not empty and not a prepared task; remove it or choose another directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        built = TaskFiles(building)
-        _write_data(task, built)
-        _write_model(task, built.resolve("model"))
-        building.chmod(0o755)  # mkdtemp lets only its owner in
-        try:
-            os.rename(building, directory)
-        except OSError:
-            if not files.complete:  # otherwise another process was faster, with the same content
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return files
+    return write_once(directory, lambda files: _write(task, files))
+
+
+def _write(task: SentimentTask, files: TaskFiles) -> None:
+    _write_data(task, files)
+    _write_model(task, files.resolve("model"))
 
 
 def _write_data(task: SentimentTask, files: TaskFiles) -> None:
@@ -118,20 +99,15 @@ def _write_data(task: SentimentTask, files: TaskFiles) -> None:
                 return prompt, completion
 
     corpus = (training_review() for _ in range(task.num_reviews))
-    _write_rows(files.resolve("corpus"), ({"prompt": p, "completion": c} for p, c in corpus))
-    _write_rows(files.resolve("prompts"), ({"prompt": training_review()[0]} for _ in range(task.num_prompts)))
-    _write_rows(files.resolve("eval_prompts"), ({"prompt": prompt} for prompt in held_out))
+    write_rows(files.resolve("corpus"), ({"prompt": p, "completion": c} for p, c in corpus))
+    write_rows(files.resolve("prompts"), ({"prompt": training_review()[0]} for _ in range(task.num_prompts)))
+    write_rows(files.resolve("eval_prompts"), ({"prompt": prompt} for prompt in held_out))
 
 
 def _split_review(rng: np.random.Generator) -> tuple[str, str]:
     words = write_review(rng)
     cut = int(rng.integers(_PROMPT_WORDS[0], _PROMPT_WORDS[1] + 1))
     return " ".join(words[:cut]), " " + " ".join(words[cut:])
-
-
-def _write_rows(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    with path.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _write_model(task: SentimentTask, path: Path) -> None:

@@ -44,7 +44,7 @@ CONFIGS = {
         "model": MODEL,
         "data": {"path": "task:prompts"},
         "reward": {"type": "task"},
-        "algorithm": {"name": "collect", "pairs": 32, "prompts_per_step": 32},
+        "algorithm": {"name": "collect", "rows": 32, "prompts_per_step": 32},
     },
     "reward_model": {
         "model": MODEL,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raylign.algorithms import gae, shape_rewards, whiten
+from raylign.algorithms.advantages import gae, shape_rewards, whiten
 
 T, F = True, False
 

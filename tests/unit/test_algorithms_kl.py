@@ -1,11 +1,12 @@
-"""KL estimators and controllers against numbers worked by hand."""
+"""KL estimators against numbers worked by hand and against the exact KL of a small distribution."""
 
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from raylign.algorithms import AdaptiveKL, FixedKL, KLEstimator, kl_estimate
+from raylign.algorithms.kl import KLEstimator, kl_estimate
 
 # Two tokens. policy [1/2, 1/2], reference [1/4, 3/4]: d = [ln 2, ln 2/3] = [0.693147, -0.405465].
 POLICY = torch.tensor([0.5, 0.5], dtype=torch.float64)
@@ -52,54 +53,47 @@ def test_unknown_estimator_is_refused():
         kl_estimate(POLICY, REFERENCE, "k4")  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(
-    ("kl", "coef"),
-    [
-        (6.6, 0.101),  # error 0.1, K = 100/1000: 0.1 * 1.01
-        (60.0, 0.102),  # error 9, clipped to 0.2
-        (0.0, 0.098),  # error -1, clipped to -0.2
-        (6.0, 0.1),
-    ],
-)
-def test_adaptive_steps(kl: float, coef: float):
-    controller = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
-    controller.update(kl, 100)
-    assert controller.coef == pytest.approx(coef, rel=1e-12)
+def test_k3_far_below_the_reference_does_not_push_further_down():
+    logprobs = torch.tensor([-25.0, -1.0], requires_grad=True)
+    kl_estimate(logprobs, torch.tensor([0.0, 0.0]), "k3").sum().backward()
+    # beyond the cut 0, where a cut of the exponent alone would leave the + d and a gradient of 1; else 1 - exp(1)
+    torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, -1.718282]))
 
 
-def test_adaptive_stays_positive_when_the_horizon_is_shorter_than_a_batch():
-    controller = AdaptiveKL(coef=0.1, target=6.0, horizon=1)
-    controller.update(0.0, 64)
-    assert controller.coef == pytest.approx(0.08, rel=1e-12)
-    assert 0.1 * (1 - 0.2 * 64 / 1) < 0  # the formula without the cap
+LOGITS = torch.tensor([0.3, -1.2, 0.8, 0.0, -0.4], dtype=torch.float64)
+REF_LOGPROBS = torch.tensor([-0.5, 0.9, 0.1, 1.3, -2.0], dtype=torch.float64).log_softmax(0)
 
 
-def test_adaptive_finds_the_coefficient_that_meets_its_target():
-    controller = AdaptiveKL(coef=0.01, target=4.0, horizon=1000)
-    for _ in range(400):
-        controller.update(1.0 / controller.coef, 100)  # a policy whose KL is 1 / coef
-    assert controller.coef == pytest.approx(0.25, rel=0.01)
+def expected_gradient(estimator: KLEstimator) -> Tensor:
+    """Over every token, weighted by its probability: what the mean over infinitely many samples would be."""
+    logits = LOGITS.clone().requires_grad_()
+    logprobs = logits.log_softmax(0)
+    (logprobs.detach().exp() * kl_estimate(logprobs, REF_LOGPROBS, estimator)).sum().backward()
+    assert logits.grad is not None
+    return logits.grad
 
 
-@pytest.mark.parametrize("kl", [math.nan, math.inf])
-def test_adaptive_refuses_a_kl_that_is_not_finite(kl: float):
-    controller = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
-    with pytest.raises(ValueError, match="kl_per_sequence"):
-        controller.update(kl, 100)
-    assert controller.coef == 0.1
+def exact_gradient(direction: str) -> Tensor:
+    logits = LOGITS.clone().requires_grad_()
+    logprobs = logits.log_softmax(0)
+    p, q = (logprobs, REF_LOGPROBS) if direction == "policy || reference" else (REF_LOGPROBS, logprobs)
+    (p.exp() * (p - q)).sum().backward()
+    assert logits.grad is not None
+    return logits.grad
 
 
-def test_state_survives_a_restart():
-    controller = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
-    controller.update(9.0, 300)
-    resumed = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
-    resumed.restore(controller.state())
-    assert resumed == controller
-    assert resumed.coef != 0.1
+def test_expected_gradients_in_a_loss():
+    forward, backward = exact_gradient("policy || reference"), exact_gradient("reference || policy")
+    torch.testing.assert_close(expected_gradient("k2"), forward, atol=1e-12, rtol=0)
+    torch.testing.assert_close(expected_gradient("k3"), backward, atol=1e-12, rtol=0)
+    torch.testing.assert_close(expected_gradient("k1"), torch.zeros_like(LOGITS), atol=1e-12, rtol=0)
+    assert (forward - backward).abs().max() > 0.1  # the control: the two directions are apart here
 
-    fixed = FixedKL(0.05)
-    fixed.update(9.0, 300)
-    assert fixed.state() == {"coef": 0.05}
-    other = FixedKL(1.0)
-    other.restore(fixed.state())
-    assert other == fixed
+
+def test_expected_values_on_the_same_distribution():
+    logprobs = LOGITS.log_softmax(0)
+    exact = (logprobs.exp() * (logprobs - REF_LOGPROBS)).sum().item()
+    means = {e: (logprobs.exp() * kl_estimate(logprobs, REF_LOGPROBS, e)).sum().item() for e in ("k1", "k2", "k3")}
+    assert means["k1"] == pytest.approx(exact, abs=1e-12)
+    assert means["k3"] == pytest.approx(exact, abs=1e-12)
+    assert abs(means["k2"] - exact) > 0.1

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raylign.algorithms import sequence_sums, token_logprobs
+from raylign.algorithms.logprobs import sequence_sums, token_logprobs
 
 # exp of the logits is [1, 2, 5], so the probabilities are [1/8, 2/8, 5/8].
 LOGITS = torch.tensor([[1.0, 2.0, 5.0]]).log()
@@ -57,6 +57,47 @@ def test_gradient_is_that_of_the_equation_in_float64(temperature):
     torch.testing.assert_close(
         entropy, -(probabilities * probabilities.log()).sum(-1).detach().float(), atol=2e-6, rtol=2e-6
     )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gradient_of_the_entropy_is_that_of_the_equation_in_float64(temperature: float):
+    generator = torch.Generator().manual_seed(2)
+    logits = (3 * torch.randn(130, 17, generator=generator)).requires_grad_()
+    targets = torch.randint(17, (130,), generator=generator)
+    weights = torch.randn(2, 130, generator=generator)
+
+    exact = logits.detach().double().requires_grad_()
+    probabilities = torch.softmax(exact / temperature, -1)
+    written = -(probabilities * probabilities.log()).sum(-1)
+    (written * weights[0] + probabilities[torch.arange(130), targets].log() * weights[1]).sum().backward()
+
+    logprobs, entropy = token_logprobs(logits, targets, temperature, with_entropy=True, entropy_gradient=True)
+    assert entropy is not None
+    (entropy * weights[0] + logprobs * weights[1]).sum().backward()
+    assert exact.grad is not None
+    torch.testing.assert_close(entropy.double(), written, atol=2e-6, rtol=2e-6)
+    torch.testing.assert_close(logits.grad, exact.grad.float(), atol=5e-6, rtol=5e-6)
+
+
+def test_entropy_has_a_gradient_only_when_asked():
+    logits, targets = LOGITS.clone().requires_grad_(), torch.tensor([0])
+    plain = token_logprobs(logits, targets, with_entropy=True).entropy
+    asked = token_logprobs(logits, targets, with_entropy=True, entropy_gradient=True).entropy
+    assert plain is not None
+    assert asked is not None
+    assert (plain.requires_grad, asked.requires_grad) == (False, True)
+    torch.testing.assert_close(plain, asked.detach())
+    # dH/dz_v = -p_v (ln p_v + H): -(-2.079442 + 0.900256)/8, -(-1.386294 + 0.900256)/4, -5 (-0.470004 + 0.900256)/8
+    asked.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.147398, 0.121510, -0.268908]]), atol=1e-5, rtol=0)
+
+
+def test_masked_logits_do_not_make_a_nan_gradient():
+    logits = torch.cat([LOGITS, torch.full((1, 1), -math.inf)], dim=1).requires_grad_()
+    entropy = token_logprobs(logits, torch.tensor([2]), with_entropy=True, entropy_gradient=True).entropy
+    assert entropy is not None
+    entropy.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.147398, 0.121510, -0.268908, 0.0]]), atol=1e-5, rtol=0)
 
 
 def test_half_precision_logits_are_scored_in_float32():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raylign.config import KLConfig, PPOConfig
-from raylign.learners.experience import assemble
+from raylign.learners.experience import Samples, assemble
 from raylign.types import Experience, FloatArray, RolloutBatch, Scores
 
 KL_COEF = 0.1
@@ -55,7 +55,8 @@ VALUES = [floats([0, 0, 0.5, 0.25]), floats([0, 1, 0], [0, 4, 4])]
 
 
 def made(config: PPOConfig, scores=SCORES, rollouts=ROLLOUTS) -> tuple[Experience, dict[str, float]]:
-    return assemble(config, KL_COEF, rollouts, scores, OLD, REF, VALUES)
+    old = OLD if config.old_logprobs == "learner" else None
+    return assemble(config, Samples.join(rollouts, scores, REF, VALUES, old), KL_COEF, max_tokens=8)
 
 
 def test_experience_by_hand():
@@ -157,15 +158,14 @@ def test_how_rows_are_sharded_changes_nothing():
 
     config = algorithm(whiten_advantages=True)
     expected, expected_metrics = made(config)
-    found, metrics = assemble(
-        config,
-        KL_COEF,
+    samples = Samples.join(
         [ROLLOUTS[0], row(0), row(1)],
         [SCORES[0], *(Scores(scores.values[i : i + 1], scores.valid[i : i + 1]) for i in (0, 1))],
-        [OLD[0], OLD[1][:1], OLD[1][1:]],
         [REF[0], REF[1][:1], REF[1][1:]],
         [VALUES[0], VALUES[1][:1], VALUES[1][1:]],
+        [OLD[0], OLD[1][:1], OLD[1][1:]],
     )
+    found, metrics = assemble(config, samples, KL_COEF, max_tokens=8)
     for name in expected.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert metrics == expected_metrics

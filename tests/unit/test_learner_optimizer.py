@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from raylign.algorithms.loss import LossSum
 from raylign.config import DPOConfig, OptimizerConfig, SFTConfig
 from raylign.errors import NonFiniteError
-from raylign.learners.learner import LearnerSpec
-from raylign.learners.offline import DPOLearner, SFTLearner
+from raylign.learners.preference import DPOLearner
 from raylign.learners.schedule import learning_rate
+from raylign.learners.sft import SFTLearner
+from raylign.learners.spec import LearnerSpec
 from tests.unit.tiny import (
     assert_same,
     completion_logprob,

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
 
-from raylign.config import PPOConfig, SFTConfig
+from raylign.config import PPOConfig, SamplingConfig, SFTConfig
+from raylign.learners.critic import CriticLearner
 from raylign.learners.learner import Learner
-from raylign.learners.offline import SFTLearner
-from raylign.learners.ppo import CriticLearner, PPOPolicyLearner
+from raylign.learners.policy_gradient import PolicyGradientLearner
+from raylign.learners.sft import SFTLearner
 from tests.unit.tiny import differs, experience, model_config, save_tiny, sequences, spec_of, weights_of
 
 PPO = PPOConfig(name="ppo", minibatches=2, epochs=2)
@@ -43,8 +44,10 @@ def build_sft(folder: Path) -> SFTLearner:
     return learner
 
 
-def build_policy(folder: Path) -> PPOPolicyLearner:
-    return PPOPolicyLearner(model_config(folder), spec_of(40, total_steps=24, **SCHEDULE), PPO, 0.7)
+def build_policy(folder: Path) -> PolicyGradientLearner:
+    return PolicyGradientLearner(
+        model_config(folder), spec_of(40, total_steps=24, **SCHEDULE), PPO, SamplingConfig(temperature=0.7)
+    )
 
 
 def build_critic(folder: Path) -> CriticLearner:
@@ -55,7 +58,7 @@ def sft_step(learner: SFTLearner, step: int) -> dict[str, float]:
     return learner.update_rows(np.arange(12)[2 * step :][:2] if step < 5 else np.array([0, 11]))
 
 
-def ppo_step(learner: PPOPolicyLearner | CriticLearner, step: int) -> dict[str, float]:
+def ppo_step(learner: PolicyGradientLearner | CriticLearner, step: int) -> dict[str, float]:
     return learner.update(experience(5, seed=step))
 
 

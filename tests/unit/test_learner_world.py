@@ -13,14 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForTokenClassification, Qwen2Config, Qwen2ForCausalLM
 
-from raylign.config import DPOConfig, PPOConfig
-from raylign.learners.offline import DPOLearner
-from raylign.learners.ppo import CriticLearner, PPOPolicyLearner
+from raylign.config import DPOConfig, KTOConfig, ORPOConfig, PPOConfig, SamplingConfig
+from raylign.learners.critic import CriticLearner
+from raylign.learners.kto import KTOLearner
+from raylign.learners.policy_gradient import PolicyGradientLearner
+from raylign.learners.preference import DPOLearner, ORPOLearner
 from raylign.learners.world import World
 from tests.unit.tiny import (
     GradientTrap,
     assert_same,
     experience,
+    labelled,
     model_config,
     pairs,
     save_tiny,
@@ -44,10 +47,28 @@ def dpo_step(root: Path, world: World, budget: int) -> Result:
     return trap.steps[0], metrics
 
 
+def orpo_step(root: Path, world: World, budget: int) -> Result:
+    learner = ORPOLearner(model_config(root / "policy"), spec_of(budget), ORPOConfig(name="orpo"), world)
+    learner.set_data(pairs(7, seed=1))
+    trap = GradientTrap(learner)
+    metrics = learner.update_rows(np.arange(7))
+    return trap.steps[0], metrics
+
+
+def kto_step(root: Path, world: World, budget: int) -> Result:
+    learner = KTOLearner(model_config(root / "policy"), spec_of(budget), KTOConfig(name="kto"), world)
+    rng = np.random.default_rng(0)  # the mismatched so low that the reference point is above 0
+    reference = rng.normal(-20, 3, 7).astype(np.float32), rng.normal(-40, 3, 7).astype(np.float32)
+    learner.set_data(labelled(7, seed=1), reference)
+    trap = GradientTrap(learner)
+    metrics = learner.update_rows(np.arange(7))
+    return trap.steps[0], metrics
+
+
 def policy_update(root: Path, world: World, budget: int) -> Result:
     # A rate so small that the second minibatch meets the first one's weights: its gradient is then compared exactly.
     spec = spec_of(budget, learning_rate=1e-9)
-    learner = PPOPolicyLearner(model_config(root / "policy"), spec, PPO, 0.7, world)
+    learner = PolicyGradientLearner(model_config(root / "policy"), spec, PPO, SamplingConfig(temperature=0.7), world)
     trap = GradientTrap(learner)
     metrics = learner.update(experience(9, seed=2))
     return {f"{i}/{name}": g for i, step in enumerate(trap.steps) for name, g in step.items()}, metrics
@@ -60,7 +81,7 @@ def critic_update(root: Path, world: World, budget: int) -> Result:
     return {f"{i}/{name}": g for i, step in enumerate(trap.steps) for name, g in step.items()}, metrics
 
 
-CASES = {"dpo": dpo_step, "ppo_policy": policy_update, "ppo_critic": critic_update}
+CASES = {"dpo": dpo_step, "orpo": orpo_step, "kto": kto_step, "ppo_policy": policy_update, "ppo_critic": critic_update}
 BUDGETS = {"shared": 30, "second rank idle": ALONE}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,13 @@ from transformers import (
 )
 
 from raylign.algorithms.loss import LossSum
-from raylign.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
-from raylign.learners.offline import DPOLearner, RewardModelLearner, SFTLearner
-from raylign.learners.ppo import CriticLearner, PPOPolicyLearner
+from raylign.config import DPOConfig, PPOConfig, RewardModelConfig, SamplingConfig, SFTConfig
+from raylign.learners.critic import CriticLearner
+from raylign.learners.policy_gradient import PolicyGradientLearner
+from raylign.learners.preference import DPOLearner
 from raylign.learners.reference import ReferenceModel
+from raylign.learners.reward_model import RewardModelLearner
+from raylign.learners.sft import SFTLearner
 from raylign.types import BoolArray, Experience, PairSet, Ragged, RolloutBatch, SequenceSet
 from tests.unit.tiny import (
     GradientTrap,
@@ -96,7 +99,9 @@ def reward_step(folders, data: PairSet, rows=None, budget: int = 4096) -> Step:
 
 
 def policy_step(folders, data: Experience, rows=None, budget: int = 4096) -> Step:
-    learner = PPOPolicyLearner(model_config(folders["policy"]), spec_of(budget), PPO, TEMPERATURE)
+    learner = PolicyGradientLearner(
+        model_config(folders["policy"]), spec_of(budget), PPO, SamplingConfig(temperature=TEMPERATURE)
+    )
     trap = GradientTrap(learner)
     return learner.update(data if rows is None else picked(data, rows)), trap.steps[0]
 
@@ -108,7 +113,8 @@ def critic_step(folders, data: Experience, rows=None, budget: int = 4096) -> Ste
 
 
 def picked(data: Experience, rows) -> Experience:
-    return Experience(**{f.name: getattr(data, f.name)[rows] for f in fields(data)})
+    arrays = {name: array[rows] for name, array in vars(data).items() if isinstance(array, np.ndarray)}
+    return Experience(**arrays)
 
 
 # ---------------------------------------------------------------- the same, by hand
@@ -288,7 +294,9 @@ def rollout(data: Experience) -> RolloutBatch:
 
 def test_policy_and_reference_score_a_rollout_at_the_sampling_temperature(folders):
     data = experience(5, seed=6, width=30)
-    policy = PPOPolicyLearner(model_config(folders["policy"]), spec_of(50), PPO, TEMPERATURE)
+    policy = PolicyGradientLearner(
+        model_config(folders["policy"]), spec_of(50), PPO, SamplingConfig(temperature=TEMPERATURE)
+    )
     reference = ReferenceModel(model_config(folders["policy"]), 50, TEMPERATURE)
     found = policy.logprobs(rollout(data))
     model = plain(AutoModelForCausalLM, folders["policy"])
@@ -385,7 +393,7 @@ def test_rows_without_a_valid_score_are_not_learned_from(folders):
 
 def test_an_experience_without_any_valid_score_takes_no_step(folders):
     data = experience(3, seed=14)
-    learner = PPOPolicyLearner(model_config(folders["policy"]), spec_of(), PPO, 1.0)
+    learner = PolicyGradientLearner(model_config(folders["policy"]), spec_of(), PPO, SamplingConfig(temperature=1.0))
     before = weights_of(learner)
     assert learner.update(replace(data, completion_mask=np.zeros_like(data.completion_mask))) == {}
     assert not differs(before, weights_of(learner))
@@ -394,7 +402,9 @@ def test_an_experience_without_any_valid_score_takes_no_step(folders):
 def test_skipped_steps_of_an_update_are_a_count_and_not_a_mean(folders):
     data = experience(4, seed=15)
     algorithm = PPOConfig(name="ppo", minibatches=4)
-    learner = PPOPolicyLearner(model_config(folders["policy"]), spec_of(), algorithm, 1.0)
+    learner = PolicyGradientLearner(
+        model_config(folders["policy"]), spec_of(), algorithm, SamplingConfig(temperature=1.0)
+    )
     last = torch.randperm(4, generator=torch.Generator().manual_seed(learner.spec.seed))[-1]
     advantages = data.advantages.copy()
     advantages[last, data.completion_mask[last]] = np.nan

@@ -30,18 +30,16 @@ from transformers import (
 )
 
 from raylign.errors import UserError
+from raylign.models.description import context_length, load_tokenizer, stop_tokens
 from raylign.models.forward import completion_hidden, completion_logits, completion_values, sequence_scores
 from raylign.models.infer import batch_logprobs, batch_values
 from raylign.models.load import (
-    context_length,
     export_weights,
     load_causal,
     load_critic,
     load_reward_model,
-    load_tokenizer,
     read_weights,
     save_model,
-    stop_tokens,
 )
 from tests.unit.tiny import EOS, VOCAB, model_config, plain_logprobs, rows_of, save_tiny, tiny_tokenizer
 

@@ -19,7 +19,8 @@ from transformers import (
 
 from raylign.config import ModelReward
 from raylign.errors import UserError
-from raylign.rewards import ModelSource, make_source
+from raylign.rewards import make_source
+from raylign.rewards.model import ModelSource
 from raylign.types import PromptSet, Ragged, RolloutBatch
 
 WORDS = ["a", "good", "film", "bad", "."]
@@ -111,7 +112,7 @@ def test_reading_by_pad_id_would_be_wrong(folder):
 
 def test_bfloat16_is_close_and_not_the_same(folder):
     full = ModelSource(str(folder), tokenizer_of(WORDS), 1000).score(rollout(), PROMPTS).values
-    half = ModelSource(str(folder), tokenizer_of(WORDS), 1000, torch.bfloat16).score(rollout(), PROMPTS).values
+    half = ModelSource(str(folder), tokenizer_of(WORDS), 1000, "bfloat16").score(rollout(), PROMPTS).values
     np.testing.assert_allclose(half, full, atol=0.02)
     assert not np.array_equal(half, full)
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from raylign.config import ModelConfig, OptimizerConfig
-from raylign.learners.learner import Learner, LearnerSpec
-from raylign.types import Experience, FloatArray, PairSet, Ragged, SequenceSet
+from raylign.learners.learner import Learner
+from raylign.learners.spec import LearnerSpec
+from raylign.types import Experience, FloatArray, LabelledSet, PairSet, Ragged, SequenceSet
 
 VOCAB = 64
 EOS = 1  # also the padding token: masks must not come from ids
@@ -93,6 +94,11 @@ def sequences(num_rows: int = 8, seed: int = 0) -> SequenceSet:
 
 def pairs(num_pairs: int = 6, seed: int = 0) -> PairSet:
     return PairSet(sequences(num_pairs, seed), sequences(num_pairs, seed + 1000))
+
+
+def labelled(num_rows: int = 6, seed: int = 0) -> LabelledSet:
+    """Two in three rows are good. The mismatched rows are other rows, which is all that a learner knows of them."""
+    return LabelledSet(sequences(num_rows, seed), np.arange(num_rows) % 3 > 0, sequences(num_rows, seed + 2000))
 
 
 def experience(num_rows: int = 8, seed: int = 0, width: int | None = None) -> Experience:

@@ -1,0 +1,43 @@
+"""How token losses become one number: the weight of a token, and what the weighted sum is divided by.
+
+The two halves are apart because a micro-batch only sums: `sum(token_weights * loss)` over all micro-batches and ranks,
+divided once by the `normaliser` of the whole optimizer step. Any split of the rows gives the same step.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+Aggregate = Literal["token_mean", "sequence_mean", "max_tokens"]
+
+
+def token_weights(completion_mask: Tensor, aggregate: Aggregate) -> Tensor:
+    """Weight of every token in the sum.
+
+        token_mean, max_tokens    1
+        sequence_mean             1 / completion tokens of its row
+
+    completion_mask `[N, L]` bool -> `[N, L]` float32, 0 outside the mask.
+    """
+    weights = completion_mask.float()
+    if aggregate == "sequence_mean":
+        return weights / weights.sum(1, keepdim=True).clamp_min(1.0)
+    return weights
+
+
+def normaliser(completion_mask: Tensor, aggregate: Aggregate, max_tokens: int) -> float:
+    """What the weighted sum over the rows of an optimizer step is divided by.
+
+        token_mean       completion tokens: the mean over all tokens (DAPO, Yu et al. 2025, eq. 12)
+        sequence_mean    rows: the mean over completions of their token means (GRPO, Shao et al. 2024, eq. 3)
+        max_tokens       rows * max_tokens: a constant for each token (Dr. GRPO, Liu et al. 2025)
+
+    completion_mask `[N, L]` bool of all rows of the step, max_tokens the longest completion that can be sampled. Rows
+    without a completion token do not count. With no token at all it is 0: there is no step to take.
+    """
+    if aggregate == "token_mean":
+        return float(completion_mask.sum())
+    num_rows = float(completion_mask.any(1).sum())
+    return num_rows * max_tokens if aggregate == "max_tokens" else num_rows

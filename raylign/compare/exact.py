@@ -1,0 +1,188 @@
+"""Algorithms on the exact task: every run through the controller and its actors, every policy measured without noise."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raylign.config import ExactTask, RunConfig, load_config
+from raylign.errors import UserError
+
+RECIPES = files("raylign.compare") / "exact_recipes"
+BETA = {
+    "ppo": "algorithm.kl.coef",
+    "grpo": "algorithm.kl.coef",
+    "rloo": "algorithm.kl.coef",
+    "reinforce++": "algorithm.kl.coef",
+    "dpo": "algorithm.beta",
+    "online_dpo": "algorithm.beta",
+}
+"""Algorithms that can be compared, and the setting of each that is the weight of the KL."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run and what its policy is worth; see `raylign.tasks.exact_optimum` for the definitions."""
+
+    algorithm: str
+    beta: float
+    seed: int
+    fraction_of_optimum: float
+    J: float
+    J_ref: float
+    J_star: float
+    reward: float
+    kl: float
+    policy: str  # folder
+    config: str  # `raylign run` of this file makes the same policy
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run to be made."""
+
+    algorithm: str
+    beta: float
+    seed: int
+    file: Path
+    config: RunConfig
+
+
+def plan(
+    algorithms: Sequence[str],
+    betas: Sequence[float],
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    num_pairs: int,
+    output_dir: str,
+) -> tuple[Path, list[Plan]]:
+    """The comparison's folder, with a run config for every algorithm, beta and seed, all of them checked.
+
+    The folder is named by what is compared on (the overrides), so that the same command goes on where it stopped and
+    a further algorithm joins the ones that are done.
+
+    Args:
+        overrides: `dotted.key=value` for every run; `task.*` sets the task.
+        num_pairs: preference pairs, sampled from the reference, that DPO learns from.
+    Raises:
+        UserError, ConfigError: before anything is started.
+    """
+    for name in algorithms:
+        if name not in BETA:
+            near = difflib.get_close_matches(name, BETA, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(BETA)}"
+            raise UserError(f"--algorithms: {name!r} cannot be compared on the exact task; {hint}")
+    for beta in betas:
+        if not beta > 0:
+            raise UserError(f"--betas: {beta:g}; the optimum exists for a beta above 0 only")
+    for seed in seeds:
+        if seed < 0:
+            raise UserError(f"--seeds: {seed}; a seed is 0 or more")
+    digest = hashlib.sha256(json.dumps([sorted(overrides), num_pairs]).encode()).hexdigest()[:8]
+    folder = Path(output_dir).resolve() / f"compare-exact-{digest}"
+    configs = folder / "configs"
+    configs.mkdir(parents=True, exist_ok=True)
+    plans = []
+    for algorithm in algorithms:
+        for seed in seeds:
+            for beta in betas:
+                file = configs / f"{algorithm.replace('+', 'p')}-beta{beta:g}-seed{seed}.yaml"
+                _write(file, algorithm, seed, folder, overrides, {BETA[algorithm]: beta})
+                if algorithm == "dpo":
+                    pairs = configs / f"pairs-seed{seed}.yaml"
+                    _write(pairs, "pairs", seed, folder, overrides, {"algorithm.rows": num_pairs})
+                    _write(
+                        file, algorithm, seed, folder, overrides, {BETA[algorithm]: beta, "data.path": f"run:{pairs}"}
+                    )
+                plans.append(Plan(algorithm, beta, seed, file, load_config(file)))
+    return folder, plans
+
+
+def execute(plans: Sequence[Plan], note: Callable[[str], None]) -> Iterator[Row]:
+    """Make the runs one after another on one Ray, and measure each as it is done. A run that is done is not done again.
+
+    Args:
+        note: is told what goes on.
+    """
+    from raylign.actors.session import ray_session
+    from raylign.controllers.run import run
+
+    with ray_session():
+        for number, one in enumerate(plans, 1):
+            note(f"{number} of {len(plans)}: {one.algorithm}, beta {one.beta:g}, seed {one.seed}")
+            result = run(one.config, resume=True, quiet=True)
+            reference = yaml.safe_load((result.folder / "resolved.yaml").read_text())["model"]["path"]
+            yield _measure(one, str(result.output), reference, result.summary["wall_seconds"])
+
+
+def curve(plans: Sequence[Plan], rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(KL, reward) of the optimum over betas that reach past those of the rows: the frontier no policy can cross."""
+    import numpy as np
+
+    from raylign.tasks.exact_optimum import Enumeration, frontier, log_probabilities
+
+    task = _task(plans[0].config)
+    reference = yaml.safe_load((Path(rows[0].policy).parent / "resolved.yaml").read_text())["model"]["path"]
+    enumeration = Enumeration.of(task)
+    betas = np.geomspace(min(row.beta for row in rows) / 3, max(row.beta for row in rows) * 30, 60)
+    return frontier(log_probabilities(reference, enumeration), enumeration.rewards, betas.tolist())
+
+
+def write_rows(file: Path, rows: Sequence[Row]) -> None:
+    """A JSON list with an object for every row."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writing = file.with_suffix(".writing")
+    writing.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    writing.replace(file)
+
+
+def _measure(one: Plan, policy: str, reference: str, seconds: float) -> Row:
+    from raylign.tasks.exact_optimum import Enumeration, evaluate, log_probabilities, optimum
+
+    enumeration = Enumeration.of(_task(one.config))
+    ref = log_probabilities(reference, enumeration)
+    value = evaluate(log_probabilities(policy, enumeration), ref, enumeration.rewards, one.beta)
+    best = optimum(ref, enumeration.rewards, one.beta)
+    return Row(
+        algorithm=one.algorithm,
+        beta=one.beta,
+        seed=one.seed,
+        fraction_of_optimum=value.fraction,
+        J=value.j,
+        J_ref=best.j_ref,
+        J_star=best.j_star,
+        reward=value.reward,
+        kl=value.kl,
+        policy=policy,
+        config=os.path.relpath(one.file),
+        seconds=seconds,
+    )
+
+
+def _task(config: RunConfig) -> ExactTask:
+    assert isinstance(config.task, ExactTask)
+    return config.task
+
+
+def _write(
+    file: Path, recipe: str, seed: int, folder: Path, overrides: Sequence[str], settings: dict[str, Any]
+) -> None:
+    """The recipe with everything set, as a file that `raylign run` takes."""
+    source = RECIPES / f"{recipe.replace('+', 'p')}.yaml"
+    ours = {"name": file.stem, "seed": seed, "output_dir": str(folder), **settings}
+    given = [override for override in overrides if override.startswith("task.") or recipe != "pairs"]
+    config = load_config(Path(str(source)), [*(f"{key}={json.dumps(value)}" for key, value in ours.items()), *given])
+    tree = config.model_dump(mode="json")
+    if "rollout.sampling.max_tokens" not in {override.partition("=")[0] for override in given}:
+        tree["rollout"]["sampling"]["max_tokens"] = _task(config).length
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))

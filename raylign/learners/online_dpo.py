@@ -1,0 +1,116 @@
+"""The policy of online DPO: pairs of its own samples, labelled by the reward source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raylign.algorithms.logprobs import sequence_sums, token_logprobs
+from raylign.algorithms.loss import LossSum
+from raylign.algorithms.preference_loss import dpo_loss
+from raylign.config import ModelConfig, OnlineDPOConfig, SamplingConfig
+from raylign.learners.experience import Samples, describe, penalised
+from raylign.learners.passes import run_passes
+from raylign.learners.policy import PolicyLearner
+from raylign.learners.spec import LearnerSpec
+from raylign.learners.world import World
+from raylign.models.forward import completion_logits
+from raylign.types import FloatArray, LongArray, PairExperience
+
+
+class OnlineDPOLearner(PolicyLearner):
+    """Guo et al. 2024: sample two completions, let the reward source choose, take a DPO step, go on.
+
+    Args:
+        sampling: how the rollouts are drawn; its temperature must be 1, at which the reference scores whole completions.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        spec: LearnerSpec,
+        algorithm: OnlineDPOConfig,
+        sampling: SamplingConfig,
+        world: World | None = None,
+    ) -> None:
+        super().__init__(model, spec, world)
+        self.algorithm = algorithm
+        self.sampling = sampling
+
+    def assemble(self, kl_coef: float, parts: dict[str, Any]) -> tuple[PairExperience, dict[str, float]]:
+        """`parts`: the arguments of `Samples.join`, each a list of shards. `kl_coef` is not read: beta is DPO's."""
+        samples = Samples.join(**parts)
+        scores = penalised(self.algorithm, samples, self.sampling.max_tokens).numpy()
+        pairs = _pairs(samples)
+        if self.algorithm.label == "best":  # equal scores prefer neither
+            pairs = pairs[scores[pairs[:, 0]] != scores[pairs[:, 1]]]
+        first_wins = self._label(scores[pairs[:, 0]] - scores[pairs[:, 1]], int(samples.batch.policy_version[0]))
+        swapped = first_wins < 0.5
+        rows = np.where(swapped[:, None], pairs[:, ::-1], pairs).reshape(-1)
+        taken = samples.take(rows)
+        assert taken.ref_logprobs is not None
+        experience = PairExperience(
+            tokens=taken.batch.tokens,
+            lengths=taken.batch.lengths,
+            completion_mask=taken.batch.completion_mask,
+            ref_logprobs=taken.ref_logprobs.sum(1, dtype=np.float64).astype(np.float32),
+            probability=np.maximum(first_wins, 1 - first_wins).astype(np.float32),
+        )
+        trained = {"tokens/trained": float(taken.batch.completion_mask.sum())}
+        return experience, describe(samples) | trained | {"online_dpo/pairs": float(len(pairs))}
+
+    def update(self, experience: PairExperience) -> dict[str, float]:
+        """`epochs` passes over the step's pairs in `minibatches` optimizer steps each. Returns mean metrics."""
+        with self.timed("time/update_policy"):
+            return run_passes(
+                self,
+                self.algorithm,
+                experience.lengths.reshape(-1, 2).max(1),
+                lambda pairs: float(len(pairs)),
+                lambda pairs: self._loss(experience, pairs),
+                "policy",
+                rows_per_item=2,
+            )
+
+    def _label(self, gap: FloatArray, version: int) -> NDArray[np.float64]:
+        """Probability that the first of a pair is the preferred one, by the difference of scores: [P]."""
+        if self.algorithm.label == "best":
+            return np.where(gap > 0, 1.0, 0.0)
+        probability = 1 / (1 + np.exp(-np.clip(gap.astype(np.float64), -50, 50)))
+        if self.algorithm.label == "soft":
+            return probability
+        uniform = np.random.default_rng([self.spec.seed, version]).random(len(gap))
+        return np.where(uniform < probability, 1.0, 0.0)
+
+    def _loss(self, experience: PairExperience, pairs: LongArray) -> LossSum:
+        rows = np.concatenate([2 * pairs, 2 * pairs + 1])
+        width = int(experience.lengths[rows].max())
+        tokens = torch.from_numpy(experience.tokens[rows, :width]).to(self.device).long()
+        mask = torch.from_numpy(experience.completion_mask[rows, :width]).to(self.device)
+        logits = completion_logits(self.model, tokens, mask)
+        logprobs = token_logprobs(logits, tokens[mask], temperature=self.sampling.temperature).logprobs
+        chosen, rejected = sequence_sums(logprobs, mask.nonzero()[:, 0], len(tokens)).split(len(pairs))
+        ref_chosen, ref_rejected = torch.from_numpy(experience.ref_logprobs[rows]).to(self.device).split(len(pairs))
+        soft = self.algorithm.label == "soft"
+        return dpo_loss(
+            chosen_logprobs=chosen,
+            rejected_logprobs=rejected,
+            ref_chosen_logprobs=ref_chosen,
+            ref_rejected_logprobs=ref_rejected,
+            beta=self.algorithm.beta,
+            loss=self.algorithm.loss,
+            label_smoothing=self.algorithm.label_smoothing,
+            chosen_probability=torch.from_numpy(experience.probability[pairs]).to(self.device) if soft else None,
+        )
+
+
+def _pairs(samples: Samples) -> LongArray:
+    """Neighbouring rows with two valid scores and different completions, as row numbers: [P, 2]."""
+    pairs = np.arange(len(samples.valid)).reshape(-1, 2)
+    first, second = pairs.T
+    tokens, mask = samples.batch.tokens, samples.batch.completion_mask
+    differ = (tokens[first] != tokens[second]).any(1) | (mask[first] != mask[second]).any(1)
+    return pairs[samples.valid[pairs].all(1) & differ]

@@ -1,0 +1,54 @@
+"""An update of an online learner: passes over a step's samples, in minibatches, in micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from raylign.algorithms.loss import LossSum
+from raylign.config import OnlineConfig
+from raylign.data.batching import micro_batches
+from raylign.learners.learner import Learner
+from raylign.types import LongArray
+
+
+def run_passes(
+    learner: Learner,
+    algorithm: OnlineConfig,
+    lengths: LongArray,
+    normaliser: Callable[[LongArray], float],
+    loss: Callable[[LongArray], LossSum],
+    name: str,
+    rows_per_item: int = 1,
+    num_elements: Callable[[LongArray], float] | None = None,
+) -> dict[str, float]:
+    """`epochs` passes over the items of a step in `minibatches` optimizer steps each; mean metrics.
+
+    Args:
+        lengths: tokens of each item (row or pair): [N].
+        normaliser: what the loss of a minibatch, given by its items, is divided by; 0 skips the minibatch.
+        loss: sums over a micro-batch, given by its items.
+        num_elements: what the metrics of a minibatch are divided by, if not the normaliser.
+        name: prefix of `loss` and `optimizer/...` among the metrics.
+    """
+    steps: list[dict[str, Any]] = []
+    for items in _minibatches(learner.shuffle, len(lengths), algorithm.epochs, algorithm.minibatches):
+        divisor = normaliser(items)
+        if divisor == 0:  # every score of the minibatch was invalid
+            continue
+        groups = [items[g] for g in micro_batches(lengths[items], learner.spec.micro_batch_tokens, rows_per_item)]
+        steps.append(learner.optimizer_step(groups, divisor, loss, num_elements and num_elements(items)))
+    if not steps:
+        return {}
+    means = {key: float(np.mean([step[key] for step in steps])) for key in steps[0]}
+    means["optimizer/skipped"] = steps[-1]["optimizer/skipped"]  # a running count, not a mean
+    ours = {"loss", *(key for key in means if key.startswith("optimizer/"))}
+    return {f"{name}/{key}" if key in ours else key: value for key, value in means.items()}
+
+
+def _minibatches(shuffle: torch.Generator, num_items: int, epochs: int, minibatches: int) -> Iterator[LongArray]:
+    for _ in range(epochs):
+        yield from np.array_split(torch.randperm(num_items, generator=shuffle).numpy(), minibatches)

@@ -1,0 +1,67 @@
+"""The learner of a reward model."""
+
+from __future__ import annotations
+
+import torch
+
+from raylign.algorithms.loss import LossSum
+from raylign.algorithms.preference_loss import bradley_terry_loss
+from raylign.config import ModelConfig, RewardModelConfig
+from raylign.data.batching import micro_batches
+from raylign.learners.learner import Learner
+from raylign.learners.offline import by_length, completion_tokens, on_device, padded_pairs, pair_lengths
+from raylign.learners.spec import LearnerSpec
+from raylign.learners.world import World
+from raylign.models.description import load_tokenizer
+from raylign.models.forward import sequence_scores
+from raylign.models.infer import autocast
+from raylign.models.load import load_reward_model
+from raylign.types import LongArray, PairSet
+
+
+class RewardModelLearner(Learner):
+    """Bradley-Terry likelihood of the chosen completion; the score is read at the last token."""
+
+    role = "reward_model"
+
+    def __init__(
+        self, model: ModelConfig, spec: LearnerSpec, algorithm: RewardModelConfig, world: World | None = None
+    ) -> None:
+        super().__init__(load_reward_model(model, spec.seed), load_tokenizer(model), spec, world)
+        self.algorithm = algorithm
+
+    def set_data(self, data: PairSet, ref_logprobs: None = None) -> None:
+        self.data = data
+
+    def update_rows(self, rows: LongArray) -> dict[str, float]:
+        """One optimizer step on these pairs of the dataset."""
+        with self.timed("time/update_policy"):
+            groups = by_length(rows, pair_lengths(self.data), self.spec.micro_batch_tokens, rows_per_item=2)
+            metrics = self.optimizer_step(groups, len(rows), self._loss)
+            return metrics | {"tokens/trained": float(completion_tokens(self.data.sides, rows))}
+
+    def evaluate(self, data: PairSet) -> dict[str, float]:
+        """Mean metrics of the loss on held-out pairs, without gradients."""
+        sums: dict[str, float] = {}
+        learning = self.model.training
+        self.model.eval()
+        with torch.inference_mode(), autocast(self.device, self.compute_dtype):
+            for rows in micro_batches(pair_lengths(data), self.spec.micro_batch_tokens, rows_per_item=2):
+                result = self._loss_of(data, rows)
+                for name, value in {"loss": result.total, **result.metrics}.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+        self.model.train(learning)
+        return {name: value / len(data) for name, value in sums.items()}
+
+    def _loss(self, rows: LongArray) -> LossSum:
+        return self._loss_of(self.data, rows)
+
+    def _loss_of(self, data: PairSet, rows: LongArray) -> LossSum:
+        tokens, _, lengths = padded_pairs(data, rows, self.device)
+        chosen, rejected = sequence_scores(self.model, tokens, lengths).split(len(rows))
+        margin = None
+        if self.algorithm.margin:
+            if data.margin is None:
+                raise ValueError("algorithm.margin is true and the pairs have no margin; load them with margin=True")
+            margin = on_device(data.margin[rows], self.device)
+        return bradley_terry_loss(chosen_scores=chosen, rejected_scores=rejected, margin=margin)

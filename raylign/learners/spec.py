@@ -1,0 +1,20 @@
+"""How a learner optimises, apart from its loss. Light: the driver writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raylign.config import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """How a learner optimises, apart from its loss."""
+
+    optimizer: OptimizerConfig
+    total_steps: int  # optimizer steps of the whole run, for the learning-rate schedule
+    micro_batch_tokens: int  # padded tokens in one forward and backward pass
+    compute_dtype: str  # float32 or bfloat16
+    seed: int
+    max_skipped_steps: int
+    num_threads: int | None = None

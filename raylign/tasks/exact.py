@@ -1,0 +1,155 @@
+"""The exact task: a world so small that every completion can be listed, with a reference model trained here.
+
+How good a policy is, is computed and not sampled (`raylign.tasks.exact_optimum`), so an algorithm's distance to the best
+possible policy is a number without noise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raylign.config import ExactTask
+from raylign.tasks.exact_reward import EOS_WORD, task_prompts, task_rng, vocabulary
+from raylign.tasks.files import TaskFiles, write_once, write_rows
+
+NUM_ROWS = {"prompts": 1024, "eval_prompts": 256, "corpus": 4096}
+"""At least. A step samples rows, so few prompts stand in the file many times, each equally often."""
+
+_HIDDEN_SIZE, _NUM_LAYERS, _NUM_HEADS = 64, 2, 2
+_PROMPT_TOKENS = 2  # of the longest prompt
+_STEPS, _BATCH_SIZE, _LEARNING_RATE = 300, 64, 4e-3
+
+
+def prepare(task: ExactTask, directory: Path) -> TaskFiles:
+    """See `raylign.tasks.prepare`. `model` is the trained reference. Training and evaluation prompts are the same ones;
+    the corpus is of the source that the reference has learned, as {"prompt", "completion"}."""
+    return write_once(directory, lambda files: _write(task, files))
+
+
+def source(task: ExactTask) -> NDArray[np.float64]:
+    """Transitions of the Markov source: [previous token, token], rows sum to 1.
+
+    The logits are standard normal, so a row is neither even nor near certain. In the variant `eos` every word is the
+    last one with a probability between 0.1 and 0.3.
+    """
+    rng = task_rng(task, "source")
+    weights = np.exp(rng.normal(size=(task.vocab_size, task.vocab_size)))
+    if task.variant == "eos":
+        weights[:, 0] = 0.0
+        ends = rng.uniform(0.1, 0.3, size=task.vocab_size)
+        weights *= (1 - ends)[:, None] / weights.sum(axis=1, keepdims=True)
+        weights[:, 0] = ends
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def sample_source(
+    transitions: NDArray[np.float64], first: NDArray[np.integer], length: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Sequences of the source that begin with `first` [N]: [N, 1 + length]."""
+    cumulative = transitions.cumsum(axis=1)
+    cumulative[:, -1] = 1.0  # and not a rounding below it
+    out = np.empty((len(first), 1 + length), dtype=np.int64)
+    out[:, 0] = first
+    for t in range(length):
+        out[:, t + 1] = (rng.random((len(first), 1)) >= cumulative[out[:, t]]).sum(axis=1)
+    return out
+
+
+def make_tokenizer(task: ExactTask) -> Any:
+    """One token a word, and no more tokens than the task has; decoding joins words with spaces. A tokenizer without eos
+    unless the variant has one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary(task))}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"eos_token": EOS_WORD, "pad_token": EOS_WORD} if task.variant == "eos" else {}
+    return PreTrainedTokenizerFast(tokenizer_object=words, clean_up_tokenization_spaces=False, **special)
+
+
+def _write(task: ExactTask, files: TaskFiles) -> None:
+    words = vocabulary(task)
+
+    def text(tokens: Any) -> str:
+        return " ".join(words[token] for token in tokens)
+
+    prompts = task_prompts(task)
+    for name in ("prompts", "eval_prompts"):
+        repeats = -(-NUM_ROWS[name] // len(prompts))
+        write_rows(files.resolve(name), ({"prompt": text(prompt)} for prompt in prompts * repeats))
+
+    rng = task_rng(task, "corpus")
+    picked = [prompts[i] for i in rng.integers(len(prompts), size=NUM_ROWS["corpus"])]
+    last = np.array([prompt[-1] for prompt in picked])
+    completions = sample_source(source(task), last, task.length, rng)[:, 1:]
+    pairs = zip(picked, (_until_end(task, completion) for completion in completions), strict=True)
+    write_rows(files.resolve("corpus"), ({"prompt": text(p), "completion": f" {text(c)}"} for p, c in pairs if len(c)))
+    _write_model(task, files.resolve("model"))
+
+
+def _until_end(task: ExactTask, completion: NDArray[np.int64]) -> NDArray[np.int64]:
+    ends = np.flatnonzero(completion == 0) if task.variant == "eos" else []
+    return completion[: ends[0]] if len(ends) else completion
+
+
+def _write_model(task: ExactTask, path: Path) -> None:
+    # Here and not above: importing the task must not cost what importing torch does.
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    end = 0 if task.variant == "eos" else None
+    # Llama for the reason that the sentiment task has.
+    config = LlamaConfig(
+        vocab_size=task.vocab_size,
+        hidden_size=_HIDDEN_SIZE,
+        intermediate_size=3 * _HIDDEN_SIZE,
+        num_hidden_layers=_NUM_LAYERS,
+        num_attention_heads=_NUM_HEADS,
+        num_key_value_heads=_NUM_HEADS,
+        max_position_embeddings=32,
+        tie_word_embeddings=False,
+        pad_token_id=end,
+        eos_token_id=end,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    num_threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed)
+        try:
+            torch.set_num_threads(1)  # sums are taken in one order, whatever the machine
+            model = LlamaForCausalLM(config)
+            _learn_source(task, model)
+        finally:
+            torch.set_num_threads(num_threads)
+    model.save_pretrained(path)
+    make_tokenizer(task).save_pretrained(path)
+
+
+def _learn_source(task: ExactTask, model: Any) -> None:
+    """Adam on the cross-entropy of fresh sequences of the source, until it is near the source's entropy."""
+    import torch
+
+    rng = task_rng(task, "training")
+    transitions = source(task)
+    first_word = 1 if task.variant == "eos" else 0
+    optimizer = torch.optim.Adam(model.parameters(), lr=_LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
+    model.train()
+    for _ in range(_STEPS):
+        first = rng.integers(first_word, task.vocab_size, size=_BATCH_SIZE)
+        tokens = torch.from_numpy(sample_source(transitions, first, _PROMPT_TOKENS - 1 + task.length, rng))
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        before = tokens[:, :-1].flatten()
+        alive = (tokens[:, :-1] != 0).cumprod(dim=1).flatten() if task.variant == "eos" else torch.ones_like(before)
+        loss = (losses * alive).sum() / alive.sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
