@@ -42,9 +42,7 @@ def run(
 
     loaded = load_config(config, overrides or ())
     check_graph(loaded)  # a mistake in a needed config is told before the libraries are in
-    # Read as transformers is imported: its bars and notes would stand between the run's own lines.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_libraries()
     from raylign.controllers.run import run as execute
     from raylign.controllers.show import show_result
 
@@ -77,6 +75,7 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write a row for every run to this file.")] = None,
 ) -> None:
     """Run algorithms side by side and say how near each comes to the exact optimum."""
+    quiet_libraries()
     from raylign.compare import show
 
     show.compare(
@@ -112,6 +111,12 @@ def schema() -> None:
     from raylign.config import RunConfig
 
     print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+def quiet_libraries() -> None:
+    """Read as transformers is imported: its bars and notes would stand between the run's own lines."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def split_list(option: str, text: str, kind: Callable[[str], T]) -> list[T]:

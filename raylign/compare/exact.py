@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -164,7 +163,7 @@ def _measure(one: Plan, policy: str, reference: str, seconds: float) -> Row:
         reward=value.reward,
         kl=value.kl,
         policy=policy,
-        config=os.path.relpath(one.file),
+        config=str(one.file),
         seconds=seconds,
     )
 

@@ -42,7 +42,11 @@ def draw(rows: Sequence[Row], optimum: Sequence[tuple[float, float]], folder: Pa
     start = rows[0].J_ref
     axes.plot([0], [start], marker="o", color="black", markersize=5)
     axes.annotate("reference", (0, start), textcoords="offset points", xytext=(6, 4), fontsize=8)
-    axes.set_xlim(left=-0.02 * max(row.kl for row in rows), right=1.12 * max(row.kl for row in rows))
+    widest = max(row.kl for row in rows)
+    axes.set_xlim(left=-0.02 * widest, right=1.12 * widest)
+    seen = [row.reward for row in rows] + [reward for kl, reward in optimum if kl < 1.12 * widest] + [start]
+    margin = 0.06 * (max(seen) - min(seen))
+    axes.set_ylim(min(seen) - margin, max(seen) + margin)
     axes.set_xlabel("KL to the reference (nats per completion, exact)")
     axes.set_ylabel("reward (mean over completions, exact)")
     axes.set_title(title, fontsize=10)

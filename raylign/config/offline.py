@@ -10,6 +10,14 @@ from raylign.config.model import OptimizerConfig
 DPOLoss = Literal["sigmoid", "robust", "ipo", "hinge"]
 
 
+def check_label_smoothing(loss: DPOLoss, label_smoothing: float) -> None:
+    """Refuse a label smoothing that the loss would not read, and a loss that is nothing without it."""
+    if label_smoothing > 0 and loss in ("ipo", "hinge"):
+        raise ValueError(f"label_smoothing: {loss} has none; set it to 0, or loss: sigmoid or robust")
+    if loss == "robust" and label_smoothing == 0:
+        raise ValueError("label_smoothing: robust corrects for it and without it is plain DPO; set it above 0")
+
+
 class OfflineConfig(Config):
     epochs: int = Field(default=1, ge=1)
     """Passes over the dataset."""
@@ -51,7 +59,7 @@ class DPOConfig(PreferenceConfig):
     """Strength of the implicit KL constraint to the reference."""
     loss: DPOLoss = "sigmoid"
     """sigmoid: DPO, with label_smoothing cDPO (Mitchell 2023); robust: unbiased under flipped labels (Chowdhury et al.
-    2024); ipo: squared distance to the margin 1 / (2 beta) (Azar et al. 2023); hinge: SLiC (Zhao et al. 2023)."""
+    2024); ipo: squared distance to the margin 1 / (2 beta) (Azar et al. 2023); hinge: SLiC (Zhao et al. 2023, in the form of Liu et al. 2024)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of labels taken to be wrong (sigmoid and robust)."""
     length_normalised: bool = False
@@ -60,10 +68,7 @@ class DPOConfig(PreferenceConfig):
 
     @model_validator(mode="after")
     def _smoothing_is_read(self):
-        if self.label_smoothing > 0 and self.loss in ("ipo", "hinge"):
-            raise ValueError(f"label_smoothing: {self.loss} has none; set it to 0, or loss: sigmoid or robust")
-        if self.loss == "robust" and self.label_smoothing == 0:
-            raise ValueError("label_smoothing: robust corrects for it and without it is plain DPO; set it above 0")
+        check_label_smoothing(self.loss, self.label_smoothing)
         return self
 
 

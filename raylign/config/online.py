@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raylign.config.base import Config
 from raylign.config.model import OptimizerConfig
-from raylign.config.offline import DPOLoss
+from raylign.config.offline import DPOLoss, check_label_smoothing
 
 
 class KLConfig(Config):
@@ -204,7 +204,8 @@ class OnlineDPOConfig(OnlineConfig):
     weighted by that probability, which is its expectation without the noise; best: the higher score."""
 
     @model_validator(mode="after")
-    def _soft_needs_sigmoid(self):
+    def _read(self):
+        check_label_smoothing(self.loss, self.label_smoothing)
         if self.label == "soft" and self.loss != "sigmoid":
             raise ValueError(f"label: soft is made for loss: sigmoid, not {self.loss}; set bradley_terry or best")
         return self

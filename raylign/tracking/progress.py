@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 MAIN_METRICS = (
     ("reward/mean", "reward"),
     ("dpo/accuracy", "accuracy"),
+    ("simpo/accuracy", "accuracy"),
+    ("orpo/accuracy", "accuracy"),
+    ("kto/accuracy", "accuracy"),
     ("reward_model/accuracy", "accuracy"),
     ("sft/nll", "nll"),
 )
@@ -21,6 +24,9 @@ SIDE_METRICS = (
     ("kl/k1", "kl"),
     ("dpo/loss", "loss"),
     ("dpo/margin", "margin"),
+    ("simpo/loss", "loss"),
+    ("orpo/loss", "loss"),
+    ("kto/loss", "loss"),
     ("reward_model/loss", "loss"),
     ("policy/entropy", "entropy"),
     ("policy/clip_fraction", "clipped"),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from raylign.config import SentimentTask, parse_config
-from raylign.controllers.inputs import load_inputs, prompt_limit
+from raylign.config import OFFLINE, ONLINE, RewardModelConfig, SentimentTask, parse_config
+from raylign.controllers.inputs import KIND, load_inputs, prompt_limit
+from raylign.controllers.offline import cache_logprobs, cached_logprobs, needs_reference, reference_key
 from raylign.controllers.run import RunResult
 from raylign.controllers.show import samples_table, show_result
 from raylign.errors import DataError, UserError
 from raylign.tasks import TaskFiles, prepare
-from raylign.types import PairSet, PromptSet, SequenceSet
+from raylign.types import LabelledSet, PairSet, PromptSet, SequenceSet
+from tests.unit.tiny import labelled, pairs
 
 TASK = SentimentTask(
     name="sentiment", num_reviews=100, num_prompts=12, num_eval_prompts=10, hidden_size=32, num_layers=1
@@ -48,6 +52,73 @@ def test_each_algorithm_gets_its_kind_of_rows(task, tmp_path):
     rows, held_out = load_inputs(config(task, "reward_model", str(pairs), evaluation={"data": {"path": str(pairs)}}))
     assert isinstance(rows, PairSet)
     assert isinstance(held_out, PairSet)
+
+
+def test_labelled_rows_and_pairs_for_kto(task, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    labelled = [{"prompt": f"a {w}", "completion": " good .", "label": w == "film"} for w in ("film", "story")]
+    pair = {"prompt": "a scene", "chosen": " good .", "rejected": " dull ."}
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [*labelled, pair]))
+    found, held_out = load_inputs(config(task, "kto", str(rows)))
+    assert isinstance(found, LabelledSet)
+    assert found.desirable.tolist() == [True, False, True, False]
+    assert held_out is None
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "simpo", "orpo", "reward_model"])
+def test_labelled_rows_are_refused_where_pairs_are_needed(task, tmp_path, algorithm):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "a film", "completion": " good .", "label": True}) + "\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*; set algorithm\.name: kto"):
+        load_inputs(config(task, algorithm, str(rows)))
+
+
+def test_a_reward_model_with_margins_reads_them_in_held_out_pairs_too(task, tmp_path):
+    pair = {"prompt": "a film", "chosen": " good .", "rejected": " dull ."}
+    with_margin, without = tmp_path / "margin.jsonl", tmp_path / "none.jsonl"
+    with_margin.write_text(json.dumps(pair | {"margin": 2}) + "\n")
+    without.write_text(json.dumps(pair) + "\n")
+
+    def asking(held_out: Path):
+        tree = config(task, "reward_model", str(with_margin), evaluation={"data": {"path": str(held_out)}})
+        return tree.model_copy(update={"algorithm": RewardModelConfig(name="reward_model", margin=True)})
+
+    rows, held_out = load_inputs(asking(with_margin))
+    for found in (rows, held_out):
+        assert isinstance(found, PairSet)
+        assert found.margin is not None
+        assert found.margin.tolist() == [2.0]
+    with pytest.raises(DataError, match=r"none\.jsonl:1: no margin"):
+        load_inputs(asking(without))
+
+
+def test_every_algorithm_has_its_kind_of_rows():
+    assert {*ONLINE, *OFFLINE, "collect"} == set(KIND)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "needed"),
+    [("sft", False), ("reward_model", False), ("dpo", True), ("simpo", False), ("orpo", False), ("kto", True)],
+)
+def test_which_offline_algorithms_need_a_reference(task, algorithm, needed):
+    assert needs_reference(config(task, algorithm, "rows.jsonl").algorithm) is needed
+
+
+def test_the_reference_cache_follows_the_rows_and_the_reference(task, tmp_path):
+    dpo = config(task, "dpo", "rows.jsonl")
+    precision = "float32" if dpo.model.compute_dtype == "bfloat16" else "bfloat16"
+    other = dpo.model_copy(update={"model": dpo.model.model_copy(update={"compute_dtype": precision})})
+    keys = [reference_key(dpo, data) for data in (pairs(3), labelled(3), pairs(3, seed=1))]
+    assert len({*keys, reference_key(other, pairs(3))}) == 4
+    assert reference_key(dpo, pairs(3)) == keys[0]
+    logprobs = np.arange(3, dtype=np.float32), np.arange(3, 6, dtype=np.float32)
+    file = tmp_path / "cache" / "reference.safetensors"
+    assert cached_logprobs(file) is None
+    cache_logprobs(file, logprobs)
+    found = cached_logprobs(file)
+    assert found is not None
+    for one, read in zip(logprobs, found, strict=True):
+        np.testing.assert_array_equal(one, read)
 
 
 def test_held_out_rows_are_checked_too(task, tmp_path):
