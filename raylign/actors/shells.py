@@ -20,6 +20,7 @@ from raylign.types import (
     Dataset,
     Experience,
     FloatArray,
+    LabelledSet,
     LongArray,
     PairExperience,
     PairSet,
@@ -98,7 +99,7 @@ class ReferenceShell(Shell):
     def logprobs(self, batch: RolloutBatch) -> FloatArray:
         return self.worker.logprobs(batch)
 
-    def dataset_logprobs(self, data: Dataset, first: int, last: int) -> tuple[FloatArray, FloatArray]:
+    def dataset_logprobs(self, data: PairSet | LabelledSet, first: int, last: int) -> tuple[FloatArray, FloatArray]:
         return self.worker.dataset_logprobs(data, first, last)
 
 

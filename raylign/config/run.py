@@ -4,10 +4,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raylign.config.algorithm import ONLINE, AlgorithmConfig
+from raylign.config.algorithm import AlgorithmConfig, CollectConfig
 from raylign.config.base import Config
 from raylign.config.data import DataConfig
 from raylign.config.model import ModelConfig
+from raylign.config.online import OnlineConfig
 from raylign.config.roles import EvaluationConfig, LimitsConfig, PlacementConfig, RewardConfig, RolloutConfig
 from raylign.config.task import TaskConfig
 
@@ -60,8 +61,8 @@ class RunConfig(Config):
     reference: ModelConfig | None = None
     """What the KL is measured against; the policy's start if not set."""
     data: DataConfig
-    """Training rows: prompts for ppo and collect; text, messages or prompt/completion for sft; pairs for dpo and
-    reward_model."""
+    """Training rows: prompts for the online algorithms and collect; text, messages or prompt/completion for sft; pairs for
+    dpo, simpo, orpo and reward_model; prompt/completion/label for kto."""
     reward: RewardConfig | None = None
     """What scores completions."""
     evaluation: EvaluationConfig | None = None
@@ -83,11 +84,11 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _consistent(self):
         algorithm = self.algorithm.name
-        if algorithm in (*ONLINE, "collect") and self.reward is None:
+        if isinstance(self.algorithm, OnlineConfig | CollectConfig) and self.reward is None:
             raise ValueError(
                 f"reward: {algorithm} scores its samples; add a reward section, e.g. reward: {{type: task}}"
             )
-        if self.algorithm.name in ONLINE:
+        if isinstance(self.algorithm, OnlineConfig):
             if self.rollout.sampling.top_p < 1 or self.rollout.sampling.top_k > 0:
                 raise ValueError(
                     f"rollout.sampling: {algorithm} must sample from the policy itself; set top_p: 1.0 and top_k: 0"

@@ -39,7 +39,7 @@ class ExactTask(Config):
     length: int = Field(default=5, ge=1, le=16)
     """Tokens of a completion (at most, in the variant `eos`)."""
     num_prompts: int = Field(default=1, ge=1)
-    """Different prompts; each is one or two tokens of the same vocabulary."""
+    """Different prompts, of one token of the same vocabulary, or of two if there are more prompts than tokens."""
     variant: Literal["bigram", "sparse", "terminal", "eos"] = "bigram"
     """bigram: every pair of neighbouring tokens has a reward; sparse: most of them have none; terminal: the last two
     tokens alone decide; eos: as bigram with a cost for every token, and token 0 ends the completion."""
@@ -52,10 +52,9 @@ class ExactTask(Config):
                 f"{MOST_COMPLETIONS:,} is the most; lower vocab_size, length or num_prompts"
             )
         words = self.vocab_size - (self.variant == "eos")
-        if self.num_prompts > words + words**2:
+        if self.num_prompts > words**2:
             raise ValueError(
-                f"num_prompts: {words} words make only {words + words**2} prompts of one or two; lower it, or raise "
-                "vocab_size"
+                f"num_prompts: {words} words make only {words**2} prompts of two; lower it, or raise vocab_size"
             )
         return self
 

@@ -13,7 +13,7 @@ import yaml
 from raylign import __version__
 from raylign.actors.session import ray_session
 from raylign.actors.waiting import ActorLost, Stop
-from raylign.config import ONLINE, RunConfig, load_config
+from raylign.config import CollectConfig, OnlineConfig, RunConfig, load_config
 from raylign.controllers.collect import PREFERENCES
 from raylign.controllers.commits import Commits
 from raylign.controllers.context import Run
@@ -136,10 +136,10 @@ class _Runner:
 
 def _total_steps(config: RunConfig, rows: Dataset) -> int:
     algorithm = config.algorithm
-    match algorithm.name:
-        case name if name in ONLINE:
+    match algorithm:
+        case OnlineConfig():
             return algorithm.steps
-        case "collect":
+        case CollectConfig():
             return -(-algorithm.rows // (algorithm.rows_per_prompt * algorithm.prompts_per_step))
         case _:
             return num_steps(algorithm, len(rows))

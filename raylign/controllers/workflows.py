@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,7 +104,10 @@ def collected(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: 
     return {}
 
 
-WORKFLOWS = dict.fromkeys(ONLINE, online) | dict.fromkeys(OFFLINE, offline) | {"collect": collected}
+# What each is given follows from `inputs.KIND`.
+WORKFLOWS: dict[str, Callable[[Run, Any, Any, Commit | None], Scores]] = (
+    dict.fromkeys(ONLINE, online) | dict.fromkeys(OFFLINE, offline) | {"collect": collected}
+)
 
 
 class Found:

@@ -20,7 +20,6 @@ NUM_ROWS = {"prompts": 1024, "eval_prompts": 256, "corpus": 4096}
 """At least. A step samples rows, so few prompts stand in the file many times, each equally often."""
 
 _HIDDEN_SIZE, _NUM_LAYERS, _NUM_HEADS = 64, 2, 2
-_PROMPT_TOKENS = 2  # of the longest prompt
 _STEPS, _BATCH_SIZE, _LEARNING_RATE = 300, 64, 4e-3
 
 
@@ -47,15 +46,15 @@ def source(task: ExactTask) -> NDArray[np.float64]:
 
 
 def sample_source(
-    transitions: NDArray[np.float64], first: NDArray[np.integer], length: int, rng: np.random.Generator
+    transitions: NDArray[np.float64], last: NDArray[np.integer], length: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Sequences of the source that begin with `first` [N]: [N, 1 + length]."""
+    """Completions of the source, after prompts that end with `last` [N]: [N, length], meaningless behind an end."""
     cumulative = transitions.cumsum(axis=1)
     cumulative[:, -1] = 1.0  # and not a rounding below it
-    out = np.empty((len(first), 1 + length), dtype=np.int64)
-    out[:, 0] = first
+    out = np.empty((len(last), length), dtype=np.int64)
     for t in range(length):
-        out[:, t + 1] = (rng.random((len(first), 1)) >= cumulative[out[:, t]]).sum(axis=1)
+        last = (rng.random((len(last), 1)) >= cumulative[last]).sum(axis=1)
+        out[:, t] = last
     return out
 
 
@@ -84,8 +83,7 @@ def _write(task: ExactTask, files: TaskFiles) -> None:
 
     rng = task_rng(task, "corpus")
     picked = [prompts[i] for i in rng.integers(len(prompts), size=NUM_ROWS["corpus"])]
-    last = np.array([prompt[-1] for prompt in picked])
-    completions = sample_source(source(task), last, task.length, rng)[:, 1:]
+    completions = sample_source(source(task), np.array(picked)[:, -1], task.length, rng)
     pairs = zip(picked, (_until_end(task, completion) for completion in completions), strict=True)
     write_rows(files.resolve("corpus"), ({"prompt": text(p), "completion": f" {text(c)}"} for p, c in pairs if len(c)))
     _write_model(task, files.resolve("model"))
@@ -111,6 +109,8 @@ def _write_model(task: ExactTask, path: Path) -> None:
         num_attention_heads=_NUM_HEADS,
         num_key_value_heads=_NUM_HEADS,
         max_position_embeddings=32,
+        # Wavelengths up to some dozen tokens: no context is longer than 18.
+        rope_parameters={"rope_type": "default", "rope_theta": 10.0},
         tie_word_embeddings=False,
         pad_token_id=end,
         eos_token_id=end,
@@ -135,21 +135,22 @@ def _learn_source(task: ExactTask, model: Any) -> None:
     import torch
 
     rng = task_rng(task, "training")
-    transitions = source(task)
-    first_word = 1 if task.variant == "eos" else 0
+    transitions, prompts = source(task), np.array(task_prompts(task))  # [V, V], [P, prompt tokens]
+    before = prompts.shape[1] - 1  # the model says nothing of the prompt itself
     optimizer = torch.optim.Adam(model.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     model.train()
     for _ in range(_STEPS):
-        first = rng.integers(first_word, task.vocab_size, size=_BATCH_SIZE)
-        tokens = torch.from_numpy(sample_source(transitions, first, _PROMPT_TOKENS - 1 + task.length, rng))
-        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-        before = tokens[:, :-1].flatten()
-        alive = (tokens[:, :-1] != 0).cumprod(dim=1).flatten() if task.variant == "eos" else torch.ones_like(before)
-        loss = (losses * alive).sum() / alive.sum()
+        asked = prompts[rng.integers(len(prompts), size=_BATCH_SIZE)]
+        completions = sample_source(transitions, asked[:, -1], task.length, rng)
+        tokens = torch.from_numpy(np.concatenate([asked, completions], axis=1))
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits[:, before:]  # [N, T, V]
+        targets = tokens[:, before + 1 :]
+        losses = torch.nn.functional.cross_entropy(logits.mT, targets, reduction="none")  # [N, T]
+        if task.variant == "eos":
+            losses = losses * (tokens[:, before:-1] != 0).cumprod(dim=1)  # nothing follows the end
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses.mean().backward()
         optimizer.step()
         schedule.step()
     model.eval()

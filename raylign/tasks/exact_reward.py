@@ -33,9 +33,13 @@ def task_rng(task: ExactTask, use: Literal["prompts", "reward", "source", "train
 
 
 def task_prompts(task: ExactTask) -> list[tuple[int, ...]]:
-    """The `num_prompts` different prompts, one or two tokens each; never with the token that ends a completion."""
+    """The `num_prompts` different prompts; never with the token that ends a completion.
+
+    All have one token, or all two if there are more prompts than words: were one prompt the beginning of another, a policy
+    could not tell where the shorter one ends, and the best policy would be out of its reach.
+    """
     words = range(1 if task.variant == "eos" else 0, task.vocab_size)
-    possible = [*product(words), *product(words, words)]
+    possible = list(product(words, repeat=1 if task.num_prompts <= len(words) else 2))
     picked = task_rng(task, "prompts").permutation(len(possible))[: task.num_prompts]
     return [possible[i] for i in picked]
 

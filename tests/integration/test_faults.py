@@ -34,7 +34,7 @@ def test_one_ctrl_c_saves_and_leaves_nothing_running(workshop, name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("shell", "redone"), [("RolloutShell", "replaced"), ("PPOPolicyShell", None)])
+@pytest.mark.parametrize(("shell", "redone"), [("RolloutShell", "replaced"), ("OnlinePolicyShell", None)])
 def test_an_actor_that_dies_changes_nothing_in_the_result(workshop, shell, redone):
     """A dead engine is replaced and synced; a dead learner takes the run back to its last commit."""
     overrides = [TRANSFORMERS, "checkpoint.every_steps=1", "algorithm.steps=6"]

@@ -28,7 +28,7 @@ def test_ppo_uses_vllm_and_an_actor_process_for_every_role(workshop):
         running = {p.pid: (" ".join(p.cmdline()), _maps(p)) for p in children}
         output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    for shell in ("PPOPolicyShell", "CriticShell", "ReferenceShell", "RewardShell", "RolloutShell"):
+    for shell in ("OnlinePolicyShell", "CriticShell", "ReferenceShell", "RewardShell", "RolloutShell"):
         assert sum(shell in title for title, _ in running.values()) == 1, (shell, running.values())
     engines = [maps for title, maps in running.values() if "RolloutShell" in title]
     assert all("vllm" in maps for maps in engines), "the rollout actor has vLLM's compiled kernels loaded"

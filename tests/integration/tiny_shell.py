@@ -1,20 +1,17 @@
-"""An actor that does almost nothing. It has what a Shell has, but starts without importing torch."""
+"""An actor that does almost nothing."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import ray
 
+from raylign.actors.shells import Shell
 
-class TinyShell:
-    def start(self, build: Callable[[], Any]) -> None:
-        self.worker = build()
 
+class TinyShell(Shell):
     def pid(self) -> int:
         return os.getpid()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from raylign.cli import split_list
 from raylign.compare.exact import BETA, Row, plan, write_rows
 from raylign.compare.frontier import draw
-from raylign.config import ExactTask, load_config
+from raylign.config import CollectConfig, ExactTask, load_config
 from raylign.config.graph import check_graph
 from raylign.errors import ConfigError, UserError
 
@@ -23,7 +24,7 @@ def test_every_algorithm_has_a_recipe_that_takes_beta_and_seed(tmp_path, algorit
     _, plans = planned(tmp_path, [algorithm], [1.0, 0.1], [0, 7])
     assert [(p.algorithm, p.beta, p.seed) for p in plans] == [(algorithm, b, s) for s in (0, 7) for b in (1.0, 0.1)]
     for one in plans:
-        found = one.config.algorithm
+        found: Any = one.config.algorithm
         assert found.name == algorithm
         assert (found.kl.coef if BETA[algorithm].endswith("coef") else found.beta) == one.beta
         assert one.config.seed == one.seed
@@ -38,6 +39,7 @@ def test_task_settings_reach_every_run_and_set_the_length(tmp_path):
         assert one.config.task == ExactTask(name="exact", length=3, variant="eos", seed=5)
         assert one.config.rollout.sampling.max_tokens == 3
     pairs = load_config(plans[0].config.data.path.removeprefix("run:"))
+    assert isinstance(pairs.algorithm, CollectConfig)
     assert pairs.algorithm.rows == 50
     assert pairs.task == plans[0].config.task
 

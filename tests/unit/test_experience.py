@@ -54,6 +54,11 @@ REF = [floats([0, 0, -1.5, -1]), floats([0, -1, 0], [0, -1.2, -1])]
 VALUES = [floats([0, 0, 0.5, 0.25]), floats([0, 1, 0], [0, 4, 4])]
 
 
+def returns_of(experience: Experience) -> FloatArray:
+    assert experience.returns is not None
+    return experience.returns
+
+
 def made(config: PPOConfig, scores=SCORES, rollouts=ROLLOUTS) -> tuple[Experience, dict[str, float]]:
     old = OLD if config.old_logprobs == "learner" else None
     return assemble(config, Samples.join(rollouts, scores, REF, VALUES, old), KL_COEF, max_tokens=8)
@@ -64,7 +69,7 @@ def test_experience_by_hand():
     # k1 is [0.5, -1] in row 0: rewards -0.05 and 0.1 + 1. Row 1: k1 is 0, the score 2 less the penalty 0.5.
     # Row 0, from the right: 1.1 - 0.25 = 0.85; -0.05 + 0.25 - 0.5 + 0.5 * 0.85 = 0.125. Row 1: 1.5 - 1 = 0.5.
     np.testing.assert_allclose(found.advantages, floats([0, 0, 0.125, 0.85], [0, 0.5, 0, 0], [0] * 4), atol=1e-6)
-    np.testing.assert_allclose(found.returns, floats([0, 0, 0.625, 1.1], [0, 1.5, 0, 0], [0] * 4), atol=1e-6)
+    np.testing.assert_allclose(returns_of(found), floats([0, 0, 0.625, 1.1], [0, 1.5, 0, 0], [0] * 4), atol=1e-6)
     assert found.tokens.tolist() == [[5, 9, 7, 1], [6, 8, 0, 0], [6, 2, 3, 0]]
     assert found.lengths.tolist() == [4, 2, 3]
     np.testing.assert_array_equal(found.old_logprobs, floats([0, 0, -1, -2], [0, -1, 0, 0], [0, -1, -1, 0]))
@@ -100,7 +105,7 @@ def test_a_row_without_a_valid_score_is_out_of_the_mask_and_not_a_zero():
     found, _ = made(algorithm(whiten_advantages=True))
     assert found.completion_mask.tolist() == [[False, False, True, True], [False, True, False, False], [False] * 4]
     assert np.isfinite(found.advantages).all()
-    assert np.isfinite(found.returns).all()
+    assert np.isfinite(returns_of(found)).all()
 
     as_zero = [SCORES[0], Scores(values=floats([2, 0])[0], valid=np.array([True, True]))]
     wrong, metrics = made(algorithm(whiten_advantages=True), as_zero)  # negative control
@@ -115,7 +120,7 @@ def test_the_value_of_an_invalid_score_is_never_read(garbage):
     config = algorithm(whiten_advantages=True, whiten_rewards=True)
     (expected, expected_metrics), (found, metrics) = made(config), made(config, scores)
     np.testing.assert_array_equal(found.advantages, expected.advantages)
-    np.testing.assert_array_equal(found.returns, expected.returns)
+    np.testing.assert_array_equal(returns_of(found), expected.returns)
     assert metrics == expected_metrics
 
 
@@ -123,7 +128,7 @@ def test_the_penalty_is_for_cut_completions_only():
     without, _ = made(algorithm(missing_eos_penalty=0.0))
     with_penalty, _ = made(algorithm(missing_eos_penalty=0.5))
     np.testing.assert_allclose(
-        without.returns - with_penalty.returns, floats([0] * 4, [0, 0.5, 0, 0], [0] * 4), atol=1e-6
+        returns_of(without) - returns_of(with_penalty), floats([0] * 4, [0, 0.5, 0, 0], [0] * 4), atol=1e-6
     )
 
 
@@ -133,7 +138,7 @@ def test_whitened_advantages_have_mean_zero_and_variance_one_over_all_shards():
     expected = (np.array([0.125, 0.85, 0.5]) - 0.4916667) / 0.0876389**0.5
     np.testing.assert_allclose(found.advantages[found.completion_mask], expected, atol=1e-5)
     plain, _ = made(algorithm())
-    np.testing.assert_array_equal(found.returns, plain.returns)  # the critic learns the returns as they are
+    np.testing.assert_array_equal(returns_of(found), returns_of(plain))  # the critic learns the returns as they are
 
 
 def test_whitened_rewards_keep_their_mean():
@@ -141,13 +146,13 @@ def test_whitened_rewards_keep_their_mean():
     # Rewards -0.05, 1.1 and 1.5: mean 0.85, variance 0.431667, standard deviation 0.657013. With lambda 0 the return
     # is the reward and the next value.
     white = 0.85 + (np.array([-0.05, 1.1, 1.5]) - 0.85) / 0.6570134
-    np.testing.assert_allclose(found.returns[found.completion_mask], [white[0] + 0.25, *white[1:]], atol=1e-5)
+    np.testing.assert_allclose(returns_of(found)[found.completion_mask], [white[0] + 0.25, *white[1:]], atol=1e-5)
 
 
 def test_the_estimator_of_the_penalty_is_the_one_asked_for():
     found, _ = made(algorithm(kl=KLConfig(estimator="k2"), gae_lambda=0.0))
     # Half the squares of 0.5 and -1: 0.125 and 0.5.
-    np.testing.assert_allclose(found.returns[0, 2:], [-0.0125 + 0.25, -0.05 + 1], atol=1e-6)
+    np.testing.assert_allclose(returns_of(found)[0, 2:], [-0.0125 + 0.25, -0.05 + 1], atol=1e-6)
 
 
 def test_how_rows_are_sharded_changes_nothing():
@@ -176,7 +181,7 @@ def test_without_any_valid_score_nothing_is_learned_and_no_mean_is_invented():
     found, metrics = made(algorithm(whiten_advantages=True, whiten_rewards=True), invalid)
     assert not found.completion_mask.any()
     assert not found.advantages.any()
-    assert not found.returns.any()
+    assert not returns_of(found).any()
     assert np.isnan(metrics["reward/mean"])
     assert metrics["reward/invalid"] == 3
     assert metrics["tokens/trained"] == 0

@@ -23,7 +23,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from raylign.config import Config, DPOConfig, KTOConfig, ORPOConfig, RewardModelConfig, SimPOConfig
+from raylign.config import DPOConfig, KTOConfig, ORPOConfig, RewardModelConfig, SimPOConfig
 from raylign.learners.kto import KTOLearner
 from raylign.learners.preference import DPOLearner, ORPOLearner, SimPOLearner
 from raylign.learners.reference import ReferenceModel
@@ -118,9 +118,15 @@ def plain_pairs(equation: Callable[[PlainPair], Tensor], folders, data: PairSet)
     ref_chosen, ref_rejected = ref_logprobs(len(data))
     losses = []
     for i in range(len(data)):
-        lengths = [int(side.completion_mask[i].sum()) for side in data.sides]
-        logprobs = [completion_logprob(model, side, i) for side in data.sides]
-        losses.append(equation(PlainPair(*logprobs, float(ref_chosen[i]), float(ref_rejected[i]), *lengths)))
+        pair = PlainPair(
+            chosen=completion_logprob(model, data.chosen, i),
+            rejected=completion_logprob(model, data.rejected, i),
+            ref_chosen=float(ref_chosen[i]),
+            ref_rejected=float(ref_rejected[i]),
+            num_chosen=int(data.chosen.completion_mask[i].sum()),
+            num_rejected=int(data.rejected.completion_mask[i].sum()),
+        )
+        losses.append(equation(pair))
     return with_gradients(model, torch.stack(losses).mean())
 
 
@@ -176,7 +182,7 @@ def margin_pairs(num_pairs: int = 6, seed: int = 0) -> PairSet:
 @dataclass(frozen=True)
 class Case:
     learner: Any
-    algorithm: Config
+    algorithm: Any
     make: Callable[..., Any]
     by_hand: Callable[..., tuple[float, dict[str, Tensor]]]
 

@@ -173,7 +173,8 @@ def test_the_worker_reads_what_to_keep_from_the_algorithm(tmp_path):
     prompts, batch = rollout(PROMPTS, FOUR)
     found = scores(*range(8))
     for kind, num in (("pairs", 4), ("best", 2), ("all", 8)):
-        algorithm = CollectConfig(name="collect", keep=kind, samples_per_prompt=4, label="best")
+        settings = {"name": "collect", "keep": kind, "samples_per_prompt": 4, "label": "best"}
+        algorithm = CollectConfig.model_validate(settings)
         rows = worker.rows_to_keep(batch, prompts, found, algorithm, 0, 0)
         assert rows == keep(kind, prompts, batch, found, 4)
         assert len(rows) == num

@@ -66,9 +66,11 @@ def test_every_completion_is_listed_once(variant):
 
 
 @pytest.mark.parametrize("variant", ["bigram", "eos"])
-def test_logprobs_are_those_of_each_completion_by_itself(prepared, variant):
-    listed = Enumeration.of(small(variant))
-    assert {len(prompt) for prompt in listed.prompts} == {1, 2}
+@pytest.mark.parametrize(("num_prompts", "prompt_tokens"), [(3, 1), (6, 2)])
+def test_logprobs_are_those_of_each_completion_by_itself(prepared, variant, num_prompts, prompt_tokens):
+    listed = Enumeration.of(small(variant, num_prompts=num_prompts))
+    # Of one length: where one prompt begins another, no policy can know which it is asked.
+    assert {len(prompt) for prompt in listed.prompts} == {prompt_tokens}
     folder = prepared(variant).resolve("model")
     logprobs = log_probabilities(folder, listed, batch_rows=5)
     np.testing.assert_allclose(np.exp(logprobs).sum(axis=1), 1.0, atol=1e-6)
@@ -180,7 +182,7 @@ def test_what_has_no_optimum_is_refused():
     ],
 )
 def test_reward_by_hand(variant, completion, expected):
-    reward = ExactReward(small(variant, vocab_size=3, length=2))
+    reward = ExactReward(small(variant, vocab_size=3, length=2, num_prompts=1))
     reward.table = np.arange(9.0).reshape(3, 3)
     assert reward(["t2 t1", "t1"], [completion, completion], any_column=[0, 0]) == pytest.approx([expected] * 2)
 
@@ -292,6 +294,6 @@ def test_what_cannot_be_listed_is_refused():
         small("bigram", vocab_size=9, length=7, num_prompts=1)
     with pytest.raises(ValidationError, match=r"2,097,152 completions of 2 prompt\(s\) cannot all be listed"):
         small("bigram", vocab_size=8, length=7, num_prompts=2)
-    assert small("eos", vocab_size=3, num_prompts=6).num_completions == 1 + 2 + 4 + 8
-    with pytest.raises(ValidationError, match="num_prompts: 2 words make only 6 prompts of one or two"):
-        small("eos", vocab_size=3, num_prompts=7)
+    assert small("eos", vocab_size=3, num_prompts=4).num_completions == 1 + 2 + 4 + 8
+    with pytest.raises(ValidationError, match="num_prompts: 2 words make only 4 prompts of two; lower it"):
+        small("eos", vocab_size=3, num_prompts=5)

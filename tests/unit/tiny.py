@@ -108,7 +108,9 @@ def experience(num_rows: int = 8, seed: int = 0, width: int | None = None) -> Ex
     lengths = np.array([len(row) for row in tokens], dtype=np.int64)
     shape = (num_rows, width or int(lengths.max()))
     padded, mask = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.bool_)
-    floats = {name: np.zeros(shape, dtype=np.float32) for name in ("old_logprobs", "values", "advantages", "returns")}
+    floats: dict[str, Any] = {
+        name: np.zeros(shape, dtype=np.float32) for name in ("old_logprobs", "values", "advantages", "returns")
+    }
     for i, row in enumerate(tokens):
         padded[i, : len(row)] = row
         mask[i, : len(row)] = masks[i]
