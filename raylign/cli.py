@@ -1,4 +1,4 @@
-"""The command line: `raylign run | compare | validate | doctor | schema`. Heavy imports wait until a command needs them."""
+"""The command line: `raylign run | generate | compare | validate | doctor | schema`. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -47,6 +47,35 @@ def run(
     from raylign.controllers.show import show_result
 
     show_result(execute(loaded, resume=resume, quiet=quiet))
+
+
+@app.command()
+def generate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    samples: Annotated[int | None, typer.Option(help="Completions of each prompt.", show_default="8")] = None,
+    keep: Annotated[str | None, typer.Option(help="best of each prompt, pairs, or all.", show_default="best")] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows to write.", show_default="every prompt once")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the rows to this .jsonl or .parquet file.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the newest run of this name.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Print only the result.")] = False,
+) -> None:
+    """Sample the model of a run, score the samples with its reward, and write them as a dataset.
+
+    A collect config has its own samples, keep and rows.
+    """
+    from raylign.config.generate import generate_config
+    from raylign.config.graph import check_graph
+
+    loaded = generate_config(config, overrides or (), samples=samples, keep=keep, rows=rows)
+    check_graph(loaded)
+    quiet_libraries()
+    from raylign.controllers.generate import generate as execute
+    from raylign.controllers.show import show_dataset, show_result
+
+    result = execute(loaded, out=out, resume=resume, quiet=quiet)
+    show_result(result)
+    show_dataset(out or result.output)
 
 
 @app.command()

@@ -55,3 +55,34 @@ class AdaptiveKL:
 
     def restore(self, state: dict[str, float]) -> None:
         self.coef = state["coef"]
+
+
+@dataclass
+class AnnealedKL:
+    """A KL coefficient that falls from `start` to `end`, by the same factor for every sample, then stays.
+
+        coef = end * (start / end) ** (1 - n / horizon),   n samples seen, n <= horizon
+
+    A policy under a weak penalty moves to the first good completions it meets and stops to sample the others; under
+    a strong one it keeps them until it has learned what follows them.
+    """
+
+    start: float
+    end: float
+    horizon: int  # samples
+    num_samples: int = 0
+
+    @property
+    def coef(self) -> float:
+        left = max(0.0, 1.0 - self.num_samples / self.horizon)
+        return self.end * max(1.0, self.start / self.end) ** left
+
+    def update(self, kl_per_sequence: float, num_samples: int) -> None:
+        """Count the samples; the measured KL does not matter."""
+        self.num_samples += num_samples
+
+    def state(self) -> dict[str, float]:
+        return {"num_samples": self.num_samples}
+
+    def restore(self, state: dict[str, float]) -> None:
+        self.num_samples = int(state["num_samples"])

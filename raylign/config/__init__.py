@@ -3,6 +3,7 @@
 from raylign.config.algorithm import (
     OFFLINE,
     ONLINE,
+    PAIR_READERS,
     CollectConfig,
     OfflineAlgorithm,
     OnlineAlgorithm,
@@ -53,6 +54,7 @@ from raylign.config.task import ExactTask, SentimentTask, TaskConfig
 __all__ = [
     "OFFLINE",
     "ONLINE",
+    "PAIR_READERS",
     "CheckpointConfig",
     "CollectConfig",
     "Config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raylign.config.algorithm import PAIR_READERS, CollectConfig
 from raylign.config.load import load_config
 from raylign.config.run import RunConfig
 from raylign.errors import ConfigError
@@ -29,6 +30,7 @@ def upstream_configs(config: RunConfig, chain: tuple[str, ...] = ()) -> dict[str
             raise ConfigError([f"{place}: {value} needs itself: {' -> '.join([*chain, value])}; break the circle"])
         upstream = load_config(value.removeprefix("run:"))
         _check_makes(upstream, place, value)
+        _check_keeps(config, upstream, place, value)
         handed: dict[str, object] = {"output_dir": config.output_dir}
         if upstream.task and config.task and upstream.task.name == config.task.name:
             handed["task"] = config.task
@@ -69,3 +71,24 @@ def _check_makes(upstream: RunConfig, place: str, value: str) -> None:
         fits = fits or makes == "reward_model"
     if not fits:
         raise ConfigError([f"{place}: {value} is a {makes} run; needed is {wanted}"])
+
+
+def _check_keeps(config: RunConfig, upstream: RunConfig, place: str, value: str) -> None:
+    """Pairs for those that compare, completions for sft; every dataset has prompts. Renamed columns are left to the
+    loader: with {completion: chosen} pairs are completions."""
+    if not isinstance(upstream.algorithm, CollectConfig):
+        return
+    keep, reader = upstream.algorithm.keep, config.algorithm.name
+    data = config.evaluation.data if config.evaluation and place.startswith("evaluation.") else config.data
+    if data.columns or (data is not config.data and reader != "reward_model"):
+        return
+    if reader in PAIR_READERS and keep != "pairs":
+        raise ConfigError(
+            [
+                f"{place}: {value} keeps single completions (algorithm.keep: {keep}); {reader} needs pairs; set "
+                "algorithm.keep: pairs there"
+            ]
+        )
+    if reader == "sft" and keep == "pairs":
+        fix = "set algorithm.keep: best there, or data.columns: {completion: chosen, finished: chosen_finished} here"
+        raise ConfigError([f"{place}: {value} keeps pairs, and sft learns single completions; {fix}"])

@@ -14,6 +14,7 @@ from raylign.config.run import RunConfig
 from raylign.errors import ConfigError
 
 Loc = tuple[str | int, ...]
+Lines = dict[Loc, str | int]  # where a key stands: the line of the file, or the override or option that set it
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -25,6 +26,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: unreadable file, bad YAML, unknown key, wrong type or contradiction; one line each,
             `file:line: dotted.key: problem`.
+    """
+    tree, lines = read_tree(path)
+    return build_config(path, tree, lines, overrides)
+
+
+def read_tree(path: str | Path) -> tuple[dict[str, Any], Lines]:
+    """The mapping that a file holds, unchecked, and where each of its keys stands.
+
+    Raises:
+        ConfigError: unreadable file, bad YAML, or not a mapping.
     """
     path = Path(path)
     try:
@@ -41,12 +52,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError([f"{place}: not valid YAML: {problem}; check indentation and quotes"]) from None
     if not isinstance(tree, dict):
         raise ConfigError([f"{path}:1: a run config is a mapping of keys to values; this file is not"])
+    return tree, lines
+
+
+def build_config(path: str | Path, tree: dict[str, Any], lines: Lines, overrides: Sequence[str]) -> RunConfig:
+    """Apply the overrides to the tree of a file, and validate it. Raises: see `load_config`."""
     for text in overrides:
         _override(tree, lines, text)
-    return parse_config(_anchor(tree, path.resolve().parent), str(path), lines)
+    return parse_config(_anchor(tree, Path(path).resolve().parent), str(path), lines)
 
 
-def parse_config(tree: dict[str, Any], source: str = "config", lines: dict[Loc, str | int] | None = None) -> RunConfig:
+def parse_config(tree: dict[str, Any], source: str = "config", lines: Lines | None = None) -> RunConfig:
     """Validate a config given as nested dicts; `source` and `lines` only serve the error messages."""
     try:
         return RunConfig.model_validate(tree)
@@ -63,7 +79,7 @@ def _anchor(node: Any, folder: Path) -> Any:
     return node
 
 
-def _override(tree: dict[str, Any], lines: dict[Loc, str | int], text: str) -> None:
+def _override(tree: dict[str, Any], lines: Lines, text: str) -> None:
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError([f"override {text!r}: write it as dotted.key=value"])
@@ -85,9 +101,9 @@ def _override(tree: dict[str, Any], lines: dict[Loc, str | int], text: str) -> N
     lines[(*parents, last)] = f"override {text!r}"
 
 
-def _lines(node: yaml.Node | None, at: Loc = ()) -> dict[Loc, str | int]:
+def _lines(node: yaml.Node | None, at: Loc = ()) -> Lines:
     """Line number of every key of a YAML tree, by its path."""
-    found: dict[Loc, str | int] = {}
+    found: Lines = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             found[(*at, key.value)] = key.start_mark.line + 1

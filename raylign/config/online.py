@@ -19,12 +19,16 @@ class KLConfig(Config):
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """k1 = log ratio, k2 = half its square, k3 = ratio - 1 - log ratio (Schulman 2020). In the loss k2 has the gradient
     of the KL of each token itself, k3 an approximation of it, k1 none."""
-    controller: Literal["fixed", "adaptive"] = "fixed"
-    """adaptive moves `coef` so that the KL of a sequence stays near `target` (Ziegler et al. 2019)."""
+    controller: Literal["fixed", "adaptive", "annealed"] = "fixed"
+    """adaptive moves `coef` so that the KL of a sequence stays near `target` (Ziegler et al. 2019); annealed lowers it
+    from `start` to `coef` over the first `horizon` samples, so that the policy does not drop what it has not yet learned to
+    use (docs/decisions/0006-kl-annealing.md)."""
+    start: float = Field(default=1.0, gt=0)
+    """Where the annealed coefficient begins; a `coef` above it is held from the beginning."""
     target: float = Field(default=6.0, gt=0)
     """KL per sequence, in nats, that the adaptive controller aims at."""
     horizon: int = Field(default=10_000, ge=1)
-    """Samples over which the adaptive controller corrects an error."""
+    """Samples over which the adaptive controller corrects an error, or the annealed one comes down."""
 
     @model_validator(mode="after")
     def _moves(self):
@@ -33,8 +37,8 @@ class KLConfig(Config):
                 "estimator: k1 in the loss has a gradient of 0 in expectation and would hold nothing back; "
                 "set estimator: k2 or k3, or where: reward"
             )
-        if self.controller == "adaptive" and self.coef == 0:
-            raise ValueError("coef: the adaptive controller multiplies it, so from 0 it never moves; set it above 0")
+        if self.controller != "fixed" and self.coef == 0:
+            raise ValueError(f"coef: the {self.controller} controller moves it by factors; set it above 0")
         return self
 
 

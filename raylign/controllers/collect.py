@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ray import ObjectRef
@@ -14,62 +15,110 @@ from raylign.controllers.context import Run
 from raylign.controllers.roles import Roles
 from raylign.data.sampler import Sampler
 from raylign.errors import Interrupted, RaylignError
+from raylign.types import LongArray
 
-PREFERENCES = "preferences.jsonl"
+Row = dict[str, Any]
 
 
 def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef, num_prompts: int) -> Path:
-    """Sample and score until `algorithm.rows` rows are written; each step is a file of its own, so nothing is redone.
+    """Sample and score until there are `algorithm.rows` rows, or every prompt had its turn if that is None.
+
+    Each step is a file of its own, so nothing is redone.
 
     Raises:
         RaylignError: a whole pass over the prompts gave no row.
     """
-    config, limits = run.config, run.config.limits
-    parts = run.folder / "parts"
+    parts = _parts(run.folder)
     parts.mkdir(exist_ok=True)
-    batch_size = min(algorithm.prompts_per_step, -(-algorithm.rows // algorithm.rows_per_prompt))
-    sampler = Sampler(num_prompts, batch_size, config.seed, wrap=True)
-    engines = roles["rollout"].actors
+    # Batches end with the epoch: the seed of a sample is of (step, prompt, sample), so a prompt that stood twice in one
+    # step would give the same completions twice.
+    sampler = Sampler(num_prompts, _batch_size(algorithm), run.config.seed)
     run.waiter.fetch(
-        [e.use_initial_weights.remote(0) for e in engines], timeout=limits.sync, waiting_for="sync (limits.sync)"
+        [engine.use_initial_weights.remote(0) for engine in roles["rollout"].actors],
+        timeout=run.config.limits.sync,
+        waiting_for="sync (limits.sync)",
     )
-    num_rows, step, barren = 0, 0, 0
-    while num_rows < algorithm.rows:
-        start = time.perf_counter()
-        rows, part = sampler.next(), parts / f"{step:06d}.jsonl"
-        if not part.exists():
-            shards = np.array_split(rows, min(len(rows), max(config.rollout.shards_per_step, len(engines))))
-            kept = []
-            for i, shard in enumerate(shards):
-                batch = roles["rollout"][i].generate.remote(prompts, shard, algorithm.samples_per_prompt, step, 0)
-                scores = roles["reward"][i].score.remote(batch, prompts)
-                kept.append(
-                    roles["reward"][i].rows_to_keep.remote(batch, prompts, scores, algorithm, config.seed + i, step)
-                )
-            found = run.waiter.fetch(
-                kept, timeout=limits.generate, waiting_for=f"step {step + 1}, generate (limits.generate)"
+    run.view.phase("sampling")
+    kept: list[Row] = []
+    step, last_useful = 0, 0
+    while not _enough(algorithm, len(kept), step, sampler.batches_per_epoch):
+        prompt_rows, part = sampler.next(), parts / f"{step:06d}.jsonl"
+        step += 1
+        if part.exists():
+            new = [json.loads(line) for line in part.open()]
+            kept += new
+        else:
+            start = time.perf_counter()
+            new = _sample(run, roles, algorithm, prompts, prompt_rows, step - 1)
+            _write(part, new)
+            kept += new
+            counted = _sum(
+                run.waiter.fetch(roles.pop_metrics(), timeout=run.config.limits.update, waiting_for="metrics")
             )
-            _write(part, [row for rows in found for row in rows])
-        num_new = sum(1 for _ in part.open())
-        num_rows, step = num_rows + num_new, step + 1
-        barren = 0 if num_new else barren + 1
-        if barren > sampler.batches_per_epoch:
+            seconds = time.perf_counter() - start
+            rate = {"throughput/tokens_per_second": counted.get("tokens/generated", 0.0) / seconds}
+            run.log(step, _progress(new, len(kept)) | {"time/step": seconds} | counted | rate)
+            if run.stop.requested and not _enough(algorithm, len(kept), step, sampler.batches_per_epoch):
+                raise Interrupted(f"stopped with {len(kept)} rows; they are kept; go on with --resume")
+        last_useful = step if new else last_useful
+        if step - last_useful >= sampler.batches_per_epoch:
             raise RaylignError(
-                "collect: no prompt gave a usable row (completions not scored, or the two of a pair equal); look at the reward, "
-                "raise rollout.sampling.temperature, or set algorithm.drop_identical: false"
+                "collect: in a whole pass no prompt gave a usable row (completions not scored, or both of every pair the "
+                "same); look at the reward, or raise rollout.sampling.temperature"
             )
-        counted = _sum(run.waiter.fetch(roles.pop_metrics(), timeout=limits.update, waiting_for="metrics"))
-        seconds = time.perf_counter() - start
-        rate = {"throughput/tokens_per_second": counted.get("tokens/generated", 0.0) / seconds}
-        run.log(step, {"collect/rows": float(num_rows), "time/step": seconds} | counted | rate)
-        if run.stop.requested and num_rows < algorithm.rows:
-            raise Interrupted(f"stopped with {num_rows} of {algorithm.rows} rows; kept; go on with --resume")
-    rows = [json.loads(line) for part in sorted(parts.glob("*.jsonl")) for line in part.open()]
-    _write(run.folder / PREFERENCES, rows[: algorithm.rows])
-    return run.folder / PREFERENCES
+    _write(run.folder / algorithm.file_name, kept[: algorithm.rows])
+    return run.folder / algorithm.file_name
 
 
-def _write(path: Path, rows: list[dict]) -> None:
+def num_collect_steps(algorithm: CollectConfig, num_prompts: int) -> int:
+    """Steps of `collect`, if no row is left out."""
+    needed = num_prompts if algorithm.rows is None else -(-algorithm.rows // algorithm.rows_per_prompt)
+    epochs, rest = divmod(needed, num_prompts)
+    size = _batch_size(algorithm)
+    return epochs * -(-num_prompts // size) + -(-rest // size)
+
+
+def num_parts(folder: Path) -> int:
+    """Steps of `collect` that were done in this run directory; 0 for other runs."""
+    return len(list(_parts(folder).glob("*.jsonl")))
+
+
+def _parts(folder: Path) -> Path:
+    return folder / "parts"
+
+
+def _batch_size(algorithm: CollectConfig) -> int:
+    if algorithm.rows is None:
+        return algorithm.prompts_per_step
+    return min(algorithm.prompts_per_step, -(-algorithm.rows // algorithm.rows_per_prompt))
+
+
+def _enough(algorithm: CollectConfig, num_rows: int, num_steps: int, steps_per_epoch: int) -> bool:
+    return num_steps == steps_per_epoch and num_rows > 0 if algorithm.rows is None else num_rows >= algorithm.rows
+
+
+def _sample(
+    run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef, prompt_rows: LongArray, step: int
+) -> list[Row]:
+    """Rows of one step; a shard is scored while the next one is generated."""
+    config, limits = run.config, run.config.limits
+    num_shards = max(config.rollout.shards_per_step, len(roles["rollout"].actors))
+    found = []
+    for i, shard in enumerate(np.array_split(prompt_rows, min(len(prompt_rows), num_shards))):
+        batch = roles["rollout"][i].generate.remote(prompts, shard, algorithm.samples_per_prompt, step, 0)
+        scores = roles["reward"][i].score.remote(batch, prompts)
+        found.append(roles["reward"][i].rows_to_keep.remote(batch, prompts, scores, algorithm, config.seed + i, step))
+    waiting_for = f"step {step + 1}, generate (limits.generate)"
+    return [row for rows in run.waiter.fetch(found, timeout=limits.generate, waiting_for=waiting_for) for row in rows]
+
+
+def _progress(new: list[Row], num_rows: int) -> dict[str, float]:
+    """Rows so far, and the mean score of the step's completions that were kept."""
+    scores = [row[name] for row in new for name in ("score", "chosen_score", "rejected_score") if name in row]
+    return {"collect/rows": num_rows} | ({"collect/score": sum(scores) / len(scores)} if scores else {})
+
+
+def _write(path: Path, rows: list[Row]) -> None:
     writing = path.with_suffix(".writing")
     writing.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     writing.replace(path)

@@ -30,7 +30,7 @@ import numpy as np
 from ray import ObjectRef
 
 from raylign.actors.waiting import ActorLost
-from raylign.algorithms.kl_controller import AdaptiveKL, FixedKL
+from raylign.algorithms.kl_controller import AdaptiveKL, AnnealedKL, FixedKL
 from raylign.config import KLConfig, OnlineAlgorithm
 from raylign.controllers.context import Run
 from raylign.controllers.evaluate import evaluate
@@ -224,7 +224,11 @@ class OnlineLoop:
         return self.run.waiter.fetch(refs, timeout=timeout, waiting_for=f"step {step + 1}, {phase} (limits.{phase})")
 
 
-def kl_controller(config: KLConfig) -> FixedKL | AdaptiveKL:
-    if config.controller == "fixed":
-        return FixedKL(config.coef)
-    return AdaptiveKL(config.coef, config.target, config.horizon)
+def kl_controller(config: KLConfig) -> FixedKL | AdaptiveKL | AnnealedKL:
+    match config.controller:
+        case "fixed":
+            return FixedKL(config.coef)
+        case "adaptive":
+            return AdaptiveKL(config.coef, config.target, config.horizon)
+        case "annealed":
+            return AnnealedKL(config.start, config.coef, config.horizon)

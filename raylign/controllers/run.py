@@ -14,12 +14,12 @@ from raylign import __version__
 from raylign.actors.session import ray_session
 from raylign.actors.waiting import ActorLost, Stop
 from raylign.config import CollectConfig, OnlineConfig, RunConfig, load_config
-from raylign.controllers.collect import PREFERENCES
+from raylign.controllers.collect import num_collect_steps, num_parts
 from raylign.controllers.commits import Commits
 from raylign.controllers.context import Run
 from raylign.controllers.inputs import load_inputs
 from raylign.controllers.offline import num_steps
-from raylign.controllers.stages import MODEL, Stage, plan, resolve
+from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
 from raylign.controllers.workflows import WORKFLOWS
 from raylign.errors import FailureBudgetError, Interrupted, UserError
@@ -40,8 +40,8 @@ class RunResult:
 
     @property
     def output(self) -> Path:
-        """What the run made: a Hugging Face folder, or the preference dataset of a collect run."""
-        return self.folder / (PREFERENCES if self.summary["algorithm"] == "collect" else MODEL)
+        """What the run made: a Hugging Face folder, or the dataset of a collect run."""
+        return self.folder / self.summary["output"]
 
 
 def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> RunResult:
@@ -111,7 +111,7 @@ class _Runner:
     ) -> RunResult:
         """From the last commit (or the start) to the end."""
         commit = commits.latest()
-        done = commit.step if commit else 0
+        done = commit.step if commit else num_parts(folder)
         state = commit.state if commit else {}
         view = make_view(config.name, _total_steps(config, rows), first_step=done, quiet=self.quiet)
         tree = config.model_dump(mode="json")
@@ -140,7 +140,7 @@ def _total_steps(config: RunConfig, rows: Dataset) -> int:
         case OnlineConfig():
             return algorithm.steps
         case CollectConfig():
-            return -(-algorithm.rows // (algorithm.rows_per_prompt * algorithm.prompts_per_step))
+            return num_collect_steps(algorithm, len(rows))
         case _:
             return num_steps(algorithm, len(rows))
 
@@ -160,13 +160,19 @@ def _summary(config: RunConfig, run: Run, scores: dict[str, Any], steps: int) ->
         "wall_seconds": run.wall(),
         "stage_seconds": {name.removeprefix("time/"): v for name, v in sorted(totals.items()) if _is_stage(name)},
         "tokens": {name.removeprefix("tokens/"): int(v) for name, v in totals.items() if name.startswith("tokens/")},
-        "output": PREFERENCES if config.algorithm.name == "collect" else MODEL,
+        "output": output_name(config),
         "raylign": __version__,
     }
 
 
 def _is_stage(name: str) -> bool:
     return name.startswith("time/") and name != "time/idle_fraction"
+
+
+def has_ended(config: RunConfig) -> bool:
+    """Whether the newest run of this name came to its end, so that `run(config, resume=True)` starts nothing."""
+    folder = _newest(Path(config.output_dir).resolve() / config.name)
+    return folder is not None and (folder / SUMMARY).exists()
 
 
 def _newest(base: Path) -> Path | None:

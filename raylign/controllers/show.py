@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from raylign.config import DataConfig
 from raylign.controllers.run import RunResult
+from raylign.data.sources import read_rows
 
 
 def show_result(result: RunResult, console: Console | None = None) -> None:
@@ -26,6 +29,12 @@ def show_result(result: RunResult, console: Console | None = None) -> None:
     if table:
         console.print(table)
     console.print(f"run directory: {escape(str(result.folder))}", soft_wrap=True)
+
+
+def show_dataset(file: Path, console: Console | None = None) -> None:
+    """Where the rows of a collect run are, and how many."""
+    num_rows = len(read_rows(DataConfig(path=str(file))))
+    (console or Console()).print(f"dataset: {escape(str(file))} ({num_rows:,} rows)", soft_wrap=True, highlight=False)
 
 
 def samples_table(result: RunResult, num: int = 3) -> Table | None:

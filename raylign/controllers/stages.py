@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylign.config import RunConfig
+from raylign.config import CollectConfig, RunConfig
 from raylign.config.graph import upstream_configs
-from raylign.controllers.collect import PREFERENCES
 from raylign.errors import UserError
 from raylign.tasks import prepare
 
@@ -77,9 +76,14 @@ def resolve(stage: Stage, execute: Callable[[Stage], Path]) -> RunConfig:
             files = prepare(config.task, _task_folder(config))
             _set(tree, place, str(files.resolve(value.removeprefix("task:"))))
         elif value.startswith("run:"):
-            made = execute(stage.needs[value])
-            _set(tree, place, str(made / (PREFERENCES if place.endswith("data.path") else MODEL)))
+            needed = stage.needs[value]
+            _set(tree, place, str(execute(needed) / output_name(needed.config)))
     return RunConfig.model_validate(tree)
+
+
+def output_name(config: RunConfig) -> str:
+    """What a run makes, in its directory: the dataset of a collect run, else a Hugging Face folder."""
+    return config.algorithm.file_name if isinstance(config.algorithm, CollectConfig) else MODEL
 
 
 def _task_folder(config: RunConfig) -> Path:

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -29,8 +28,11 @@ def load_causal(config: ModelConfig) -> PreTrainedModel:
 
 
 def load_critic(config: ModelConfig) -> PreTrainedModel:
-    """A model with one value per token. A new head starts at zero, so that the first values are 0 and not noise."""
-    model, info = _load_model(AutoModelForTokenClassification, config, num_labels=1, output_loading_info=True)
+    """A model with one value per token: the shape of a reward model, whose head is read at every token.
+
+    A new head starts at zero, so that the first values are 0 and not noise.
+    """
+    model, info = _load_model(AutoModelForSequenceClassification, config, num_labels=1, output_loading_info=True)
     if any(name.startswith("score.") for name in info["missing_keys"]):
         for parameter in model.score.parameters():
             nn.init.zeros_(parameter)

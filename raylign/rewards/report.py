@@ -39,19 +39,18 @@ def rows_to_keep(
     label: str,
     seed: int,
     step: int,
-    distinct: bool,
 ) -> list[dict[str, Any]]:
     """What a collect run writes of one scored batch. Samples without a valid score or without tokens are left out.
 
     Args:
         batch: `num_samples` neighbouring rows answer the same prompt.
-        keep: `pairs`: see `label_pairs`, which alone reads label, seed, step and distinct; `best`: of each prompt the
+        keep: `pairs`: see `label_pairs`, which alone reads label, seed and step; `best`: of each prompt the
             sample with the highest score, the first of equals; `all`: every sample.
     Returns:
         Pairs, or {prompt, completion, score, finished}, in the order of the batch.
     """
     if keep == "pairs":
-        return label_pairs(tokenizer, batch, prompts, scores, label, seed, step, distinct)
+        return label_pairs(tokenizer, batch, prompts, scores, label, seed, step)
     usable = _usable(batch, scores)
     rows = [row for row in range(len(batch)) if usable[row]]
     if keep == "best":
@@ -77,7 +76,6 @@ def label_pairs(
     label: str,
     seed: int,
     step: int,
-    distinct: bool,
 ) -> list[dict[str, Any]]:
     """Preference rows from neighbouring samples of a prompt.
 
@@ -85,10 +83,10 @@ def label_pairs(
         batch: rows 2i and 2i + 1 answer the same prompt.
         label: `best` prefers the higher score; `bradley_terry` prefers the first with probability
             sigmoid(score_1 - score_2), as people err (Bradley & Terry 1952).
-        distinct: leave out pairs whose two completions are the same tokens.
     Returns:
         {prompt, chosen, rejected, chosen_score, rejected_score, chosen_finished, rejected_finished}; a pair is left out
-        where a side has no valid score or no tokens.
+        where a side has no valid score or no tokens, and where both sides are the same: nothing learns from it, and
+        `load_pairs` refuses it.
     """
     uniform = np.random.default_rng([seed, step]).random(len(batch) // 2)
     usable = _usable(batch, scores)
@@ -101,7 +99,7 @@ def label_pairs(
         prefers_first = gap > 0 if label == "best" else u < 1 / (1 + np.exp(-gap))
         won, lost = (first, second) if prefers_first else (second, first)
         chosen, rejected = (sampled(tokenizer, batch, row) for row in (won, lost))
-        if distinct and chosen == rejected:
+        if chosen == rejected:
             continue
         rows.append(
             {

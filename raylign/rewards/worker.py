@@ -50,7 +50,6 @@ class RewardWorker:
             algorithm.label,
             seed,
             step,
-            algorithm.drop_identical,
         )
 
     def evaluation_part(

@@ -97,20 +97,20 @@ def _until_end(task: ExactTask, completion: NDArray[np.int64]) -> NDArray[np.int
 def _write_model(task: ExactTask, path: Path) -> None:
     # Here and not above: importing the task must not cost what importing torch does.
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     end = 0 if task.variant == "eos" else None
-    # Llama for the reason that the sentiment task has.
-    config = LlamaConfig(
+    # Learned positions: where the last tokens alone decide, the best policy must know how far it is, and a model with
+    # rotary positions and no start token learns to count too slowly.
+    config = GPT2Config(
         vocab_size=task.vocab_size,
-        hidden_size=_HIDDEN_SIZE,
-        intermediate_size=3 * _HIDDEN_SIZE,
-        num_hidden_layers=_NUM_LAYERS,
-        num_attention_heads=_NUM_HEADS,
-        num_key_value_heads=_NUM_HEADS,
-        max_position_embeddings=32,
-        # Wavelengths up to some dozen tokens: no context is longer than 18.
-        rope_parameters={"rope_type": "default", "rope_theta": 10.0},
+        n_embd=_HIDDEN_SIZE,
+        n_layer=_NUM_LAYERS,
+        n_head=_NUM_HEADS,
+        n_positions=32,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         tie_word_embeddings=False,
         pad_token_id=end,
         eos_token_id=end,
@@ -122,7 +122,7 @@ def _write_model(task: ExactTask, path: Path) -> None:
         torch.manual_seed(task.seed)
         try:
             torch.set_num_threads(1)  # sums are taken in one order, whatever the machine
-            model = LlamaForCausalLM(config)
+            model = GPT2LMHeadModel(config)
             _learn_source(task, model)
         finally:
             torch.set_num_threads(num_threads)

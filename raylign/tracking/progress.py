@@ -17,6 +17,7 @@ MAIN_METRICS = (
     ("kto/accuracy", "accuracy"),
     ("reward_model/accuracy", "accuracy"),
     ("sft/nll", "nll"),
+    ("collect/rows", "rows"),
 )
 # Shown below it, in this order, where reported.
 SIDE_METRICS = (
@@ -34,6 +35,7 @@ SIDE_METRICS = (
     ("completion/length", "length"),
     ("optimizer/grad_norm", "grad norm"),
     ("optimizer/lr", "lr"),
+    ("collect/score", "score"),
 )
 # Parts of a step in the order they happen; what else reports time/* follows them.
 STAGES = (
@@ -138,7 +140,9 @@ def format_clock(seconds: float) -> str:
 
 
 def format_value(value: float) -> str:
-    """Three or four significant digits that keep their width while a value wanders: 0.523, 12.3, 5,123, 1.0e-06."""
+    """Three or four significant digits that keep their width while a value wanders: 0.523, 12.3, 5,123, 1.0e-06; counts as they are."""
+    if isinstance(value, int):
+        return f"{value:,}"
     if not math.isfinite(value):
         return str(value)
     size = abs(value)

@@ -117,7 +117,11 @@ class PlainView:
         progress = self._progress
         parts = [f"step {progress.step}/{progress.total_steps}"]
         named = [*([progress.main] if progress.main else []), ("kl/k1", "kl"), ("dpo/loss", "loss")]
-        named += [("reward_model/loss", "loss"), ("throughput/tokens_per_second", "tokens/s")]
+        named += [
+            ("reward_model/loss", "loss"),
+            ("collect/score", "score"),
+            ("throughput/tokens_per_second", "tokens/s"),
+        ]
         parts += [
             f"{label} {format_value(progress.metrics[name])}" for name, label in named if name in progress.metrics
         ]

@@ -87,8 +87,8 @@ class Workshop:
     def config(self, name: str) -> Path:
         return self.folder / f"{name}.yaml"
 
-    def start(self, name: str, *overrides: str, resume: bool = False) -> subprocess.Popen[str]:
-        command = [RAYLIGN, "run", str(self.config(name)), *overrides, *(["--resume"] if resume else [])]
+    def start(self, name: str, *overrides: str, resume: bool = False, verb: str = "run") -> subprocess.Popen[str]:
+        command = [RAYLIGN, verb, str(self.config(name)), *overrides, *(["--resume"] if resume else [])]
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from raylign.algorithms.kl_controller import AdaptiveKL, FixedKL
+from raylign.algorithms.kl_controller import AdaptiveKL, AnnealedKL, FixedKL
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,21 @@ def test_driver_imports_the_controller_without_torch(module: str, brought: bool)
     look = f"import sys, raylign.algorithms.kl_controller; print({module!r} in sys.modules)"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == str(brought)
+
+
+def test_annealed_falls_by_one_factor_and_then_stays():
+    controller = AnnealedKL(start=1.0, end=0.01, horizon=400)
+    found = []
+    for _ in range(6):
+        found.append(controller.coef)
+        controller.update(123.0, 100)
+    assert found == pytest.approx([1.0, 10**-0.5, 0.1, 10**-1.5, 0.01, 0.01])
+    resumed = AnnealedKL(start=1.0, end=0.01, horizon=400)
+    controller = AnnealedKL(start=1.0, end=0.01, horizon=400)
+    controller.update(0.0, 150)
+    resumed.restore(controller.state())
+    assert resumed.coef == controller.coef
+
+
+def test_annealed_never_begins_below_where_it_ends():
+    assert AnnealedKL(start=0.1, end=0.3, horizon=400).coef == pytest.approx(0.3)

@@ -136,9 +136,77 @@ def test_contradictions_say_what_to_write(write, text, change, problem):
     assert problem in line
 
 
+@pytest.mark.parametrize("beta", ["0", "0.0", "-0.1"])
+@pytest.mark.parametrize("name", ["dpo", "kto", "simpo", "orpo"])
+def test_a_beta_that_is_not_above_zero_is_refused(write, name, beta):
+    change = f"name: {name}\n  beta: {beta}"
+    (line,) = problems(write(DPO.replace("name: dpo\n  beta: 0.1", change)))
+    assert line == f"run.yaml:8: algorithm.beta: input should be greater than 0, not {beta}"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "problem"),
+    [
+        ("name: online_dpo\n  beta: 0", "run.yaml:8: algorithm.beta: input should be greater than 0, not 0"),
+        ("name: online_dpo\n  samples_per_prompt: 3", "algorithm.samples_per_prompt: input should be a multiple of 2"),
+        ("name: online_dpo\n  loss: ipo", "label: soft is made for loss: sigmoid, not ipo; set bradley_terry or best"),
+        (
+            "name: online_dpo\n  loss: robust\n  label: best",
+            "robust corrects for it and without it is plain DPO; set it",
+        ),
+        (
+            "name: grpo\n  samples_per_prompt: 1",
+            "a group of 1 is its own baseline, so every advantage would be 0; set 2",
+        ),
+        (
+            "name: rloo\n  samples_per_prompt: 1",
+            "a group of 1 is its own baseline, so every advantage would be 0; set 2",
+        ),
+        ("name: grpo\n  kl: {where: loss}", "k1 in the loss has a gradient of 0 in expectation"),
+        ("name: grpo\n  dynamic_sampling: 1\n  max_staleness: 1", "known only after scoring; set max_staleness: 0"),
+        ("name: ppo\n  importance: {}\n  old_logprobs: engine", "importance: it compares the learner's logprobs with"),
+        ("name: ppo\n  kl: {controller: adaptive, coef: 0}", "run.yaml:8: algorithm.kl: coef: the adaptive controller"),
+        ("name: ppo\n  dual_clip: 1", "run.yaml:8: algorithm.dual_clip: input should be greater than 1, not 1"),
+    ],
+)
+def test_an_online_algorithm_that_could_not_learn_is_refused(write, algorithm, problem):
+    (line,) = problems(write(PPO.replace("name: ppo", algorithm)))
+    assert line.startswith("run.yaml:")
+    assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "problem"),
+    [
+        ("name: kto\n  batch_size: 1", "algorithm.batch_size: input should be greater than or equal to 2, not 1"),
+        ("name: kto\n  undesirable_weight: 0", "algorithm.undesirable_weight: input should be greater than 0, not 0"),
+        ("name: dpo\n  label_smoothing: 0.5", "algorithm.label_smoothing: input should be less than 0.5, not 0.5"),
+        (
+            "name: dpo\n  loss: hinge\n  label_smoothing: 0.1",
+            "label_smoothing: hinge has none; set it to 0, or loss: sig",
+        ),
+        (
+            "name: dpo\n  loss: robust",
+            "label_smoothing: robust corrects for it and without it is plain DPO; set it above 0",
+        ),
+        ("name: orpo\n  sft_coef: 0", "algorithm.sft_coef: input should be greater than 0, not 0"),
+        ("name: simpo\n  gamma: -1", "algorithm.gamma: input should be greater than or equal to 0, not -1"),
+    ],
+)
+def test_an_offline_algorithm_that_could_not_learn_is_refused(write, algorithm, problem):
+    (line,) = problems(write(DPO.replace("name: dpo\n  beta: 0.1", algorithm)))
+    assert line.startswith("run.yaml:")
+    assert problem in line
+
+
 def test_contradictions_are_not_seen_where_there_are_none(write):
     load_config(write(PPO))
     load_config(write(PPO.replace("name: ppo", "name: ppo\n  minibatches: 64")))
+    load_config(write(PPO.replace("name: ppo", "name: grpo\n  samples_per_prompt: 2\n  kl: {where: reward}")))
+    load_config(
+        write(PPO.replace("name: ppo", "name: online_dpo\n  loss: ipo\n  label: best\n  samples_per_prompt: 4"))
+    )
+    load_config(write(DPO.replace("beta: 0.1", "beta: 1.0e-9\n  loss: robust\n  label_smoothing: 0.1")))
 
 
 def test_overrides_make_sections_and_read_yaml(write):

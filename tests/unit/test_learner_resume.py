@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from raylign.config import PPOConfig, SamplingConfig, SFTConfig
 from raylign.learners.critic import CriticLearner
@@ -33,7 +33,7 @@ def start(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("start")
     return {
         "policy": save_tiny(root / "policy", LlamaForCausalLM, LlamaConfig, attention_dropout=0.3),
-        "critic": save_tiny(root / "critic", LlamaForTokenClassification, LlamaConfig, num_labels=1),
+        "critic": save_tiny(root / "critic", LlamaForSequenceClassification, LlamaConfig, num_labels=1),
     }
 
 

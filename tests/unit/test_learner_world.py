@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForTokenClassification, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForSequenceClassification, Qwen2Config, Qwen2ForCausalLM
 
-from raylign.config import DPOConfig, KTOConfig, ORPOConfig, PPOConfig, SamplingConfig
+from raylign.config import (
+    DPOConfig,
+    GRPOConfig,
+    ImportanceConfig,
+    KTOConfig,
+    OnlineDPOConfig,
+    ORPOConfig,
+    PPOConfig,
+    SamplingConfig,
+)
 from raylign.learners.critic import CriticLearner
 from raylign.learners.kto import KTOLearner
+from raylign.learners.online_dpo import OnlineDPOLearner
 from raylign.learners.policy_gradient import PolicyGradientLearner
 from raylign.learners.preference import DPOLearner, ORPOLearner
 from raylign.learners.world import World
+from raylign.types import PairExperience
 from tests.unit.tiny import (
     GradientTrap,
     assert_same,
@@ -32,6 +44,15 @@ from tests.unit.tiny import (
 
 DEADLINE = 60.0
 PPO = PPOConfig(name="ppo", minibatches=2)
+# Every term of the loss, and metrics that are divided by something else than the loss.
+GRPO = GRPOConfig(
+    name="grpo",
+    aggregate="sequence_mean",
+    dual_clip=1.5,
+    entropy_coef=0.1,
+    importance=ImportanceConfig(),
+    minibatches=2,
+)
 ALONE = 10_000  # padded tokens: one micro-batch, so that the second rank has no work
 
 Result = tuple[dict[str, Tensor], dict[str, float]]  # gradients, metrics
@@ -81,7 +102,38 @@ def critic_update(root: Path, world: World, budget: int) -> Result:
     return {f"{i}/{name}": g for i, step in enumerate(trap.steps) for name, g in step.items()}, metrics
 
 
-CASES = {"dpo": dpo_step, "orpo": orpo_step, "kto": kto_step, "ppo_policy": policy_update, "ppo_critic": critic_update}
+def grpo_update(root: Path, world: World, budget: int) -> Result:
+    spec = spec_of(budget, learning_rate=1e-9)
+    learner = PolicyGradientLearner(model_config(root / "policy"), spec, GRPO, SamplingConfig(temperature=0.7), world)
+    data, rng = experience(9, seed=2), np.random.default_rng(0)
+    shape, mask = data.tokens.shape, data.completion_mask
+    ref = np.where(mask, data.old_logprobs + rng.normal(0, 0.5, shape), 0).astype(np.float32)
+    importance = np.where(mask, rng.uniform(0, 2, shape), 0).astype(np.float32)
+    trap = GradientTrap(learner)
+    metrics = learner.update(replace(data, ref_logprobs=ref, importance=importance, kl_coef=0.3))
+    return {f"{i}/{name}": g for i, step in enumerate(trap.steps) for name, g in step.items()}, metrics
+
+
+def online_dpo_update(root: Path, world: World, budget: int) -> Result:
+    spec, algorithm = spec_of(budget, learning_rate=1e-9), OnlineDPOConfig(name="online_dpo", minibatches=2)
+    learner = OnlineDPOLearner(model_config(root / "policy"), spec, algorithm, SamplingConfig(temperature=1.0), world)
+    rows, rng = experience(14, seed=4), np.random.default_rng(0)
+    ref = (-4.5 * rows.completion_mask.sum(1) + rng.normal(0, 3, 14)).astype(np.float32)
+    probability = rng.uniform(0.5, 1, 7).astype(np.float32)
+    trap = GradientTrap(learner)
+    metrics = learner.update(PairExperience(rows.tokens, rows.lengths, rows.completion_mask, ref, probability))
+    return {f"{i}/{name}": g for i, step in enumerate(trap.steps) for name, g in step.items()}, metrics
+
+
+CASES = {
+    "dpo": dpo_step,
+    "orpo": orpo_step,
+    "kto": kto_step,
+    "ppo_policy": policy_update,
+    "ppo_critic": critic_update,
+    "grpo": grpo_update,
+    "online_dpo": online_dpo_update,
+}
 BUDGETS = {"shared": 30, "second rank idle": ALONE}
 
 
@@ -103,7 +155,7 @@ def root(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("world")
     save_tiny(root / "policy", Qwen2ForCausalLM, Qwen2Config, tie_word_embeddings=True)
-    save_tiny(root / "critic", LlamaForTokenClassification, LlamaConfig, num_labels=1)
+    save_tiny(root / "critic", LlamaForSequenceClassification, LlamaConfig, num_labels=1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"

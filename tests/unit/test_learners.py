@@ -14,11 +14,9 @@ from torch.nn.functional import logsigmoid
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
-    LlamaForTokenClassification,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -70,7 +68,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         "policy": save_tiny(root / "policy", Qwen2ForCausalLM, Qwen2Config, tie_word_embeddings=True),
         "reference": save_tiny(root / "reference", LlamaForCausalLM, LlamaConfig, seed=1),
         "reward": save_tiny(root / "reward", LlamaForSequenceClassification, LlamaConfig, num_labels=1),
-        "critic": save_tiny(root / "critic", LlamaForTokenClassification, LlamaConfig, num_labels=1),
+        "critic": save_tiny(root / "critic", LlamaForSequenceClassification, LlamaConfig, num_labels=1),
     }
 
 
@@ -170,12 +168,12 @@ def plain_policy(folders, data: Experience) -> tuple[float, dict[str, Tensor]]:
 
 
 def plain_critic(folders, data: Experience) -> tuple[float, dict[str, Tensor]]:
-    model = plain(AutoModelForTokenClassification, folders["critic"])
+    model = plain(AutoModelForSequenceClassification, folders["critic"])
     old_values, returns = cast(Any, data.values), cast(Any, data.returns)
     losses = []
     for i in range(len(data)):
         ids = torch.from_numpy(data.tokens[i, : data.lengths[i]])[None].long()
-        values = model(input_ids=ids).logits[0, :, 0]
+        values = model.get_submodule("score")(model.base_model(input_ids=ids).last_hidden_state)[0, :, 0]
         for t in np.flatnonzero(data.completion_mask[i]):
             value, old, target = values[t - 1], float(old_values[i, t]), float(returns[i, t])
             clipped = old + (value - old).clamp(-VALUE_CLIP, VALUE_CLIP)

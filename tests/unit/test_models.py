@@ -10,7 +10,6 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -22,7 +21,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
-    LlamaForTokenClassification,
     OPTConfig,
     OPTForCausalLM,
     Qwen2Config,
@@ -65,7 +63,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     made = {name: save_tiny(root / name, *kind[:2], **kind[2]) for name, kind in KINDS.items()}
     made["reward"] = save_tiny(root / "reward", LlamaForSequenceClassification, LlamaConfig, num_labels=1)
-    made["critic"] = save_tiny(root / "critic", LlamaForTokenClassification, LlamaConfig, num_labels=1)
+    made["critic"] = save_tiny(root / "critic", LlamaForSequenceClassification, LlamaConfig, num_labels=1)
     return made
 
 
@@ -188,11 +186,12 @@ def test_values_are_those_of_the_state_before_the_token(folders):
     rows, masks = rows_of(7, seed=8)
     tokens, lengths, mask = padded(rows, masks)
     model = load_critic(model_config(folders["critic"]))
-    plain = AutoModelForTokenClassification.from_pretrained(folders["critic"], dtype=torch.float32).eval()
+    plain = AutoModelForSequenceClassification.from_pretrained(folders["critic"], dtype=torch.float32).eval()
     expected = np.zeros(tokens.shape, dtype=np.float32)
     with torch.no_grad():
         for i, row in enumerate(rows):
-            values = plain(input_ids=torch.from_numpy(row)[None].long()).logits[0, :, 0].numpy()
+            hidden = plain.base_model(input_ids=torch.from_numpy(row)[None].long()).last_hidden_state
+            values = plain.score(hidden)[0, :, 0].numpy()
             expected[i, 1 : len(row)] = values[:-1]
     expected *= mask
     assert np.abs(expected).max() > 0.1
@@ -239,7 +238,6 @@ def test_a_new_critic_values_everything_at_zero_and_a_saved_one_is_kept(folders,
     assert not batch_values(critic, *padded(rows, masks), max_tokens=1000, compute_dtype=torch.float32).any()
     with torch.no_grad():
         critic.score.weight.fill_(0.25)  # pyright: ignore
-        critic.score.bias.fill_(-2.0)  # pyright: ignore
     save_model(critic, tiny_tokenizer(), tmp_path / "critic")
     again = load_critic(model_config(tmp_path / "critic"))
     assert again.state_dict().keys() == critic.state_dict().keys()
@@ -247,11 +245,11 @@ def test_a_new_critic_values_everything_at_zero_and_a_saved_one_is_kept(folders,
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_a_critic_that_starts_from_a_reward_model_has_a_new_head(folders):
-    """The reward model's head has no bias, the critic's has: what is half new is all new."""
-    critic = load_critic(model_config(folders["reward"]))
-    assert not critic.get_parameter("score.weight").any()
-    assert not critic.get_parameter("score.bias").any()
+def test_a_critic_that_starts_from_a_reward_model_takes_its_head(folders):
+    """As in InstructGPT: the critic begins as the reward model, read at every token."""
+    critic, reward = (load(model_config(folders["reward"])) for load in (load_critic, load_reward_model))
+    assert critic.get_parameter("score.weight").any()
+    assert torch.equal(critic.get_parameter("score.weight"), reward.get_parameter("score.weight"))
 
 
 def test_the_head_of_a_new_reward_model_follows_from_the_seed(folders):

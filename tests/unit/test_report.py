@@ -52,7 +52,7 @@ def scores(*values: float | None) -> Scores:
 
 
 def keep(kind: Any, prompts: PromptSet, batch: RolloutBatch, found: Scores, num_samples: int) -> list[dict[str, Any]]:
-    return rows_to_keep(TOKENIZER, batch, prompts, found, kind, num_samples, "best", 0, 0, True)
+    return rows_to_keep(TOKENIZER, batch, prompts, found, kind, num_samples, "best", 0, 0)
 
 
 PROMPTS = ["the film", "a story"]
@@ -99,17 +99,16 @@ def test_pairs_are_neighbours():
 def test_only_a_side_without_tokens_or_equal_sides_leave_a_pair_out():
     prompts, batch = rollout(["the film"], [["", "good", "<eos>", "good", "good", "good"]])
     found = scores(*range(6))
-    assert [row["rejected"] for row in label_pairs(TOKENIZER, batch, prompts, found, "best", 0, 0, True)] == [""]
-    assert len(label_pairs(TOKENIZER, batch, prompts, found, "best", 0, 0, False)) == 2
+    assert [row["rejected"] for row in label_pairs(TOKENIZER, batch, prompts, found, "best", 0, 0)] == [""]
     assert len(keep("all", prompts, batch, found, 6)) == 5
 
 
 def test_people_err_as_bradley_and_terry_say():
     prompts, batch = rollout(["the film"] * 2000, [["good", "dull"]] * 2000)
-    rows = label_pairs(TOKENIZER, batch, prompts, scores(*[1.0, 0.0] * 2000), "bradley_terry", 3, 4, True)
+    rows = label_pairs(TOKENIZER, batch, prompts, scores(*[1.0, 0.0] * 2000), "bradley_terry", 3, 4)
     share = np.mean([row["chosen"] == "good" for row in rows])
     assert share == pytest.approx(1 / (1 + np.exp(-1)), abs=0.03)
-    again = label_pairs(TOKENIZER, batch, prompts, scores(*[1.0, 0.0] * 2000), "bradley_terry", 3, 4, True)
+    again = label_pairs(TOKENIZER, batch, prompts, scores(*[1.0, 0.0] * 2000), "bradley_terry", 3, 4)
     assert again == rows
 
 

@@ -241,3 +241,54 @@ def test_paths_become_real_ones_and_each_run_is_asked_for_where_it_is_needed(wri
     assert made["sft.yaml"].parent == tmp_path / "runs" / "stages"
     collected = resolve(plan(write(dpo=DPO)), execute).data.path
     assert collected.endswith("/preferences.jsonl")
+
+
+BEST = COLLECT | {"algorithm": {"name": "collect", "keep": "best", "samples_per_prompt": 4}}
+COLLECTED = {"data": {"path": "run:collect.yaml"}}
+RENAMED = {"path": "run:collect.yaml", "columns": {"completion": "chosen", "finished": "chosen_finished"}}
+
+
+@pytest.mark.parametrize(
+    ("collect", "reader", "file"),
+    [
+        (BEST, SFT | COLLECTED, "completions.jsonl"),
+        (COLLECT, SFT | {"data": RENAMED}, "preferences.jsonl"),
+        (BEST, COLLECT | COLLECTED, "completions.jsonl"),
+        (COLLECT, PPO | COLLECTED, "preferences.jsonl"),
+        (COLLECT, SFT | {"evaluation": COLLECTED | {"reward": {"type": "task"}}}, "preferences.jsonl"),
+        (COLLECT, REWARD_MODEL | {"evaluation": COLLECTED}, "preferences.jsonl"),
+    ],
+)
+def test_what_a_collect_run_keeps_is_read_where_it_fits(write, collect, reader, file):
+    write(collect=collect, sft=SFT)
+    config = resolve(plan(write(top=reader)), lambda stage: stage.folder)
+    paths = [value for _, value in config.sources() if value.endswith(".jsonl")]
+    assert Path(paths[-1]).name == file
+
+
+@pytest.mark.parametrize(
+    ("collect", "reader", "message"),
+    [
+        (
+            COLLECT,
+            SFT | COLLECTED,
+            "data.path: run:TMP/collect.yaml keeps pairs, and sft learns single completions; set",
+        ),
+        (
+            BEST,
+            DPO,
+            "data.path: run:TMP/collect.yaml keeps single completions (algorithm.keep: best); dpo needs pairs; set",
+        ),
+        (
+            BEST,
+            REWARD_MODEL | {"data": {"path": "rows/hub"}, "evaluation": COLLECTED},
+            "evaluation.data.path: run:TMP/collect.yaml keeps single completions (algorithm.keep: best); reward_model n",
+        ),
+    ],
+)
+def test_what_a_collect_run_keeps_is_refused_where_it_does_not_fit(write, tmp_path, collect, reader, message):
+    write(collect=collect)
+    with pytest.raises(ConfigError) as caught:
+        check_graph(write(top=reader))
+    (line,) = caught.value.problems
+    assert line.replace(str(tmp_path), "TMP").startswith(message)

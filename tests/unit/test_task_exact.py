@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from raylign.config import ExactTask, RolloutConfig, SamplingConfig
 from raylign.errors import RaylignError, UserError
@@ -88,8 +88,8 @@ def test_logprobs_are_those_of_each_completion_by_itself(prepared, variant, num_
 
 def test_a_policy_with_mass_elsewhere_is_caught(prepared):
     listed = Enumeration.of(small("bigram"))
-    model = LlamaForCausalLM.from_pretrained(prepared("bigram").resolve("model"))
-    assert isinstance(model, LlamaForCausalLM)
+    model = GPT2LMHeadModel.from_pretrained(prepared("bigram").resolve("model"))
+    assert isinstance(model, GPT2LMHeadModel)
     log_probabilities(model, listed)  # as it is, it passes
     model.resize_token_embeddings(6, mean_resizing=False)
     with pytest.raises(UserError, match=r"model: the probabilities of all completions of prompt 't\d.*' sum to 0\.\d+"):
@@ -97,7 +97,7 @@ def test_a_policy_with_mass_elsewhere_is_caught(prepared):
     model.resize_token_embeddings(3)
     with pytest.raises(UserError, match="its vocabulary of 3 is smaller than the task's 4"):
         log_probabilities(model, listed)
-    broken = LlamaForCausalLM.from_pretrained(prepared("bigram").resolve("model"))
+    broken = GPT2LMHeadModel.from_pretrained(prepared("bigram").resolve("model"))
     with torch.no_grad():
         broken.get_parameter("lm_head.weight")[0, 0] = torch.nan
     with pytest.raises(UserError, match="sum to nan, not 1"):

@@ -460,7 +460,8 @@ def test_a_resumed_run_does_not_take_old_steps_for_its_own():
         (format_value(-12.345), "-12.35"),
         (format_value(5123.4), "5,123"),
         (format_value(1e-6), "1.0e-06"),
-        (format_value(0), "0.000"),
+        (format_value(0.0), "0.000"),
+        (format_value(2560), "2,560"),
         (format_value(math.inf), "inf"),
     ],
 )

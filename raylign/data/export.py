@@ -1,0 +1,75 @@
+"""A finished dataset as a file of the user's choice: JSONL or Parquet, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from raylign.config.data import DataConfig
+from raylign.data.sources import read_rows
+from raylign.errors import UserError
+
+SUFFIXES = (".jsonl", ".parquet")
+
+
+def check_target(target: Path, may_exist: bool = False) -> None:
+    """Refuse a file that `export_rows` could not write, before the hours that its rows take.
+
+    Args:
+        may_exist: leave it to `export_rows` whether what stands there is the same.
+    Raises:
+        UserError: another suffix, a file or folder is there already, or the folder cannot be made or written.
+    """
+    if target.suffix not in SUFFIXES:
+        raise UserError(f"{target}: cannot write {target.suffix or 'a file without suffix'}; name a .jsonl or .parquet")
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; name a file")
+    if target.exists() and not may_exist:
+        raise _exists(target)
+    folder = next(folder for folder in target.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        problem = "may not be written" if folder.is_dir() else "is a file, not a folder"
+        raise UserError(f"{target}: cannot be written, for {folder} {problem}; name another place")
+
+
+def export_rows(source: Path, target: Path) -> None:
+    """Copy the rows of a JSONL file to `target`, in the format of its suffix; its folders are made.
+
+    A target that holds these very rows is left as it is: a command that is repeated succeeds again.
+
+    Raises:
+        UserError: `target` holds something else, or cannot be written; the message says where the rows are.
+    """
+    if target.exists():
+        if _rows(source) != _rows(target):
+            raise _exists(target)
+        return
+    writing = target.with_name(f".{target.name}.writing")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix == ".parquet":
+            _write_parquet(source, writing)
+        else:
+            shutil.copyfile(source, writing)
+        writing.replace(target)
+    except OSError as e:
+        with suppress(OSError):
+            writing.unlink()
+        raise UserError(f"{target}: {e.strerror or e}; the rows are in {source}: copy them from there") from None
+
+
+def _write_parquet(source: Path, target: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(_rows(source)), target)
+
+
+def _rows(file: Path) -> list[dict[str, object]]:
+    return read_rows(DataConfig(path=str(file))).rows
+
+
+def _exists(target: Path) -> UserError:
+    return UserError(f"{target}: the file exists, and is not overwritten; remove it, or name another")
