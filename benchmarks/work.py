@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
         "completion_tokens": [64, 256],
     },
     "ppo": {
-        "steps": 4,
+        "steps": 24,
         "prompts_per_step": 64,
         "minibatches": 4,
         "prompt_tokens": 32,

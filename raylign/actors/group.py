@@ -16,12 +16,11 @@ S = TypeVar("S", bound=Shell)
 
 
 class ActorGroup(Generic[S]):
-    """Launches `resources.num_actors` shells; nothing is loaded until `submit_start`.
+    """Launches `resources.num_actors` shells; nothing is loaded until `submit_start`, which needs `build`.
 
     Args:
         role: its name in messages.
         shell: the actor class.
-        build: makes the plain class inside the actor.
         slots: where each actor goes.
         num_threads: compute threads of each actor.
     """
@@ -30,13 +29,12 @@ class ActorGroup(Generic[S]):
         self,
         role: str,
         shell: type[S],
-        build: Callable[[], Any],
         resources: RoleResources,
         slots: list[PlacementGroupSchedulingStrategy],
         num_threads: int,
     ) -> None:
         self.role = role
-        self._build = build
+        self.build: Callable[..., Any] | None = None  # makes the plain class inside the actor
         self._options = {
             "num_cpus": resources.num_cpus,
             "num_gpus": resources.num_gpus,
@@ -58,7 +56,7 @@ class ActorGroup(Generic[S]):
 
     def submit_start(self) -> list[ObjectRef]:
         """Load the models in all actors."""
-        return [actor.start.remote(self._build) for actor in self.actors]
+        return [actor.start.remote(self.build) for actor in self.actors]
 
     def replace(self, actor_id: str) -> ObjectRef | None:
         """If the actor of this id is ours, put a new one in its place and submit its start."""
@@ -66,7 +64,7 @@ class ActorGroup(Generic[S]):
             if actor._actor_id.hex() == actor_id:
                 ray.kill(actor)
                 self.actors[i] = self._launch(self._slots[i])
-                return self.actors[i].start.remote(self._build)
+                return self.actors[i].start.remote(self.build)
         return None
 
     def kill(self) -> None:
@@ -86,7 +84,7 @@ class LearnerGroup(ActorGroup[LearnerShell]):
         """Build the learner on every rank, in one torch.distributed world if there are several."""
         size = len(self.actors)
         return [
-            actor.join.remote(self._build, (rank, size, address, timeout), restore)
+            actor.join.remote(self.build, (rank, size, address, timeout), restore)
             for rank, actor in enumerate(self.actors)
         ]
 

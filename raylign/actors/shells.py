@@ -46,12 +46,13 @@ class Shell:
             bring the same, but makes Ray start a fresh process beside the idle ones it keeps.)
     """
 
-    worker: Any
+    worker: Any = None
 
     def __init__(self, environment: dict[str, str]) -> None:
         os.environ.update(environment)
 
     def start(self, build: Callable[[], Any]) -> None:
+        self.worker = None  # that of a run before, whose memory this one needs
         self.worker = build()
 
     def pop_metrics(self) -> dict[str, float]:
@@ -113,6 +114,7 @@ class LearnerShell(Shell):
             return f"{host}:{probe.getsockname()[1]}"
 
     def join(self, build: Callable[..., Any], world: WorldAddress, restore: str | None) -> None:
+        self.worker = None
         self.worker = build(world=world)
         if restore:
             self.worker.restore(restore)

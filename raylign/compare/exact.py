@@ -114,12 +114,13 @@ def execute(plans: Sequence[Plan], note: Callable[[str], None]) -> Iterator[Row]
         note: is told what goes on.
     """
     from raylign.actors.session import ray_session
+    from raylign.controllers.pool import actor_pool
     from raylign.controllers.run import run
 
-    with ray_session():
+    with ray_session(), actor_pool() as pool:
         for number, one in enumerate(plans, 1):
             note(f"{number} of {len(plans)}: {one.algorithm}, beta {one.beta:g}, seed {one.seed}")
-            result = run(one.config, resume=True, quiet=True)
+            result = run(one.config, resume=True, quiet=True, pool=pool)
             reference = yaml.safe_load((result.folder / "resolved.yaml").read_text())["model"]["path"]
             yield _measure(one, str(result.output), reference, result.summary["wall_seconds"])
 

@@ -55,8 +55,8 @@ class ModelReward(Config):
     type: Literal["model"]
     path: str
     """Folder, hub name, or `run:reward_model.yaml`."""
-    batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens scored at once."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Padded tokens scored at once. If not set, as many as a learner's micro-batch has where none is set."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
@@ -80,7 +80,7 @@ class EvaluationConfig(Config):
     batch_size: int = Field(default=256, ge=1)
     """Prompts evaluated at once."""
     keep_samples: int = Field(default=8, ge=0)
-    """Completions written to samples.jsonl."""
+    """Completions written to `evaluations/*_samples.jsonl`."""
 
 
 class RoleResources(Config):

@@ -13,6 +13,7 @@ from typing import Any
 from raylign.actors.waiting import Stop, Waiter
 from raylign.config import RunConfig
 from raylign.controllers.commits import Commit, Commits
+from raylign.controllers.pool import ActorPool
 from raylign.errors import Interrupted
 from raylign.tracking import Tracker, View
 
@@ -28,6 +29,7 @@ class Run:
     view: View
     tracker: Tracker
     totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # summed time/* and tokens/*
+    pool: ActorPool | None = None  # of actors that are kept between runs
     wall_before: float = 0.0  # seconds that earlier processes spent on the committed steps
     committed: Commit | None = None
 

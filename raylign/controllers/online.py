@@ -96,14 +96,13 @@ class OnlineLoop:
     def _extend(self, pending: Pending, rows: LongArray) -> Pending:
         """The same step with the samples of one more batch of prompts."""
         roles, num_shards = self.roles, max(self.run.config.rollout.shards_per_step, len(self.roles["rollout"]))
-        # A prompt that comes twice in a step is not to get the same samples twice.
-        salted = pending.step + (len(pending.batches) << 32)
-        rollouts = [
-            roles["rollout"][i].generate.remote(
-                self.prompts, shard, self.algorithm.samples_per_prompt, salted, self.step
-            )
-            for i, shard in enumerate(np.array_split(rows, min(len(rows), num_shards)))
-        ]
+        rollouts = []
+        for again, part in enumerate(_distinct(rows)):
+            salted = pending.step + (len(pending.batches) << 48) + (again << 32)  # no two get the same seeds
+            for shard in np.array_split(part, min(len(part), num_shards)):
+                engine = roles["rollout"][len(rollouts)]
+                num_samples = self.algorithm.samples_per_prompt
+                rollouts.append(engine.generate.remote(self.prompts, shard, num_samples, salted, self.step))
         parts = {
             "rollouts": rollouts,
             "scores": [roles["reward"][i].score.remote(r, self.prompts) for i, r in enumerate(rollouts)],
@@ -222,6 +221,16 @@ class OnlineLoop:
     def _fetch(self, refs: list[ObjectRef], phase: str, step: int) -> list[Any]:
         timeout = getattr(self.run.config.limits, phase)
         return self.run.waiter.fetch(refs, timeout=timeout, waiting_for=f"step {step + 1}, {phase} (limits.{phase})")
+
+
+def _distinct(rows: LongArray) -> list[LongArray]:
+    """The rows in parts in which none stands twice, as it may where a step reaches into the next epoch."""
+    parts = []
+    while len(rows):
+        first = np.sort(np.unique(rows, return_index=True)[1])
+        parts.append(rows[first])
+        rows = np.delete(rows, first)
+    return parts
 
 
 def kl_controller(config: KLConfig) -> FixedKL | AdaptiveKL | AnnealedKL:

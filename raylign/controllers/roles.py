@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -23,22 +23,37 @@ from raylign.actors.shells import (
 from raylign.config import ONLINE, ModelConfig, OptimizerConfig, RewardConfig, RoleResources, RunConfig
 from raylign.controllers.commits import Commit
 from raylign.controllers.context import Run
+from raylign.controllers.pool import ActorPool
 from raylign.learners.spec import LearnerSpec
 from raylign.models.description import load_tokenizer, stop_tokens
 
 
 @dataclass
 class Roles:
-    """The actor groups of a run, in one placement. Leave it through `close`, whatever happened."""
+    """The actor groups of a run, in one placement: `with launch(...) as roles`.
+
+    At the end they are killed, or given to the run's pool if all went well.
+    """
 
     placement: Placement
     groups: dict[str, Any]
+    pool: ActorPool | None = None
+    resources: dict[str, tuple[RoleResources, int]] = field(default_factory=dict)  # and threads, by role
 
     def __getitem__(self, role: str) -> Any:
         return self.groups[role]
 
     def __contains__(self, role: str) -> bool:
         return role in self.groups
+
+    def __enter__(self) -> Roles:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self.pool and error is None:
+            self.pool.give(_key({name: self.resources[name] for name in self.groups}), self)
+        else:
+            self.kill()
 
     def pop_metrics(self) -> list[ObjectRef]:
         return [actor.pop_metrics.remote() for group in self.groups.values() for actor in group.actors]
@@ -47,14 +62,14 @@ class Roles:
         """End the actors of a role that is not needed any more."""
         self.groups.pop(role).kill()
 
-    def close(self) -> None:
+    def kill(self) -> None:
         for group in self.groups.values():
             group.kill()
         self.placement.release()
 
 
 def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | None = None) -> Roles:
-    """Place and start the named roles.
+    """Place and start the named roles, in actors of the run's pool if it has them.
 
     Args:
         total_steps: optimizer steps of the whole run, for the learning-rate schedules.
@@ -62,23 +77,48 @@ def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | No
     Raises:
         PlacementError, DeadlineError, or what a role raised while it loaded.
     """
-    config, limits = run.config, run.config.limits
-    resources = {name: role_resources(config, name) for name in names}
-    run.view.phase("placing actors")
-    placement = reserve(resources, config.placement.strategy, limits.placement, run.waiter)
-    roles = Roles(placement, {})
+    config = run.config
+    resources = {}
+    for name in names:
+        needed = role_resources(config, name)
+        resources[name] = (needed, needed.num_threads or _threads(name, names))
+    pool = run.pool if _reusable(config, resources) else None
+    kept = pool and pool.take(_key(resources))
+    roles = kept if isinstance(kept, Roles) else _place(run, pool, resources)
     try:
         run.view.phase("starting " + ", ".join(names))
         with run.stage("start"):
-            for name in names:
-                threads = resources[name].num_threads or _threads(name, names)
+            for name, (needed, threads) in resources.items():
                 kind, shell, build = _build(config, name, commit, total_steps, threads)
-                roles.groups[name] = kind(name, shell, build, resources[name], placement.slots(name), threads)
+                if kept is None:
+                    slots = roles.placement.slots(name)
+                    roles.groups[name] = kind(name, shell, needed, slots, threads)
+                roles.groups[name].build = build
             _start(run, roles, commit)
     except BaseException:
-        roles.close()
+        roles.kill()
         raise
     return roles
+
+
+def _place(run: Run, pool: ActorPool | None, resources: dict[str, tuple[RoleResources, int]]) -> Roles:
+    run.view.phase("placing actors")
+    if run.pool:
+        run.pool.close()  # what it keeps holds resources
+    needed = {name: of_role for name, (of_role, _) in resources.items()}
+    strategy, timeout = run.config.placement.strategy, run.config.limits.placement
+    return Roles(reserve(needed, strategy, timeout, run.waiter), {}, pool, resources)
+
+
+def _reusable(config: RunConfig, resources: dict[str, tuple[RoleResources, int]]) -> bool:
+    """Whether other models can be built in these processes: not after vLLM or torch.distributed, which set up a process
+    once."""
+    alone = all(needed.num_actors == 1 for needed, _ in resources.values())
+    return alone and ("rollout" not in resources or config.rollout.engine == "transformers")
+
+
+def _key(resources: dict[str, tuple[RoleResources, int]]) -> str:
+    return repr(sorted(resources.items()))
 
 
 def role_resources(config: RunConfig, name: str) -> RoleResources:

@@ -19,6 +19,7 @@ from raylign.controllers.commits import Commits
 from raylign.controllers.context import Run
 from raylign.controllers.inputs import load_inputs
 from raylign.controllers.offline import num_steps
+from raylign.controllers.pool import ActorPool
 from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
 from raylign.controllers.workflows import WORKFLOWS
@@ -44,13 +45,14 @@ class RunResult:
         return self.folder / self.summary["output"]
 
 
-def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> RunResult:
+def run(config: RunConfig, *, resume: bool = False, quiet: bool = False, pool: ActorPool | None = None) -> RunResult:
     """Execute a run and the runs it needs.
 
     Args:
         config: see `load_config`.
         resume: go on with the newest run directory of this name; start one if there is none.
         quiet: print nothing.
+        pool: keeps actors for the next run (inside one Ray session).
     Returns:
         The run directory (`<output_dir>/<name>`, numbered if that is taken) and its summary.
     Raises:
@@ -60,14 +62,14 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False) -> RunR
     """
     stop = Stop()
     with ExitStack() as session, stop_on_signal(stop):
-        return _Runner(session, stop, quiet).execute(plan(config), resume)
+        return _Runner(session, stop, quiet, pool).execute(plan(config), resume)
 
 
 class _Runner:
     """Executes a graph of stages on one Ray session, which starts with the first stage that needs it."""
 
-    def __init__(self, session: ExitStack, stop: Stop, quiet: bool) -> None:
-        self.session, self.stop, self.quiet = session, stop, quiet
+    def __init__(self, session: ExitStack, stop: Stop, quiet: bool, pool: ActorPool | None) -> None:
+        self.session, self.stop, self.quiet, self.pool = session, stop, quiet, pool
         self.has_ray = False
 
     def execute(self, stage: Stage, resume: bool) -> RunResult:
@@ -118,7 +120,14 @@ class _Runner:
         with Tracker(folder, config.tracking, config.name, tree, state.get("tracker"), first_step=done + 1) as tracker:
             with view:
                 current = Run(
-                    config, folder, commits, self.stop, view, tracker, wall_before=state.get("wall_seconds", 0.0)
+                    config,
+                    folder,
+                    commits,
+                    self.stop,
+                    view,
+                    tracker,
+                    pool=self.pool,
+                    wall_before=state.get("wall_seconds", 0.0),
                 )
                 current.totals.update(state.get("totals", {}))
                 scores = WORKFLOWS[config.algorithm.name](current, rows, held_out, commit)

@@ -43,9 +43,8 @@ def online(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Com
         names.append("evaluator")
     data, held = ray.put(prompts), ray.put(held_out)
     total = algorithm.steps * algorithm.epochs * algorithm.minibatches
-    roles = launch(run, names, total, commit)
     scores = Found(run, held_out)
-    try:
+    with launch(run, names, total, commit) as roles:
         loop = OnlineLoop(run, roles, algorithm, data, len(prompts))
         if commit:
             loop.restore(commit.step, commit.state)
@@ -54,8 +53,6 @@ def online(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Com
         run.view.phase("training")
         loop.train(held if held_out is not None else None, scores.num_prompts)
         scores.need("after", lambda: evaluate(run, roles, held, scores.num_prompts, loop.step, "after"))
-    finally:
-        roles.close()
     publish(run, run.committed or commit)
     return scores.found
 
@@ -69,8 +66,8 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
     if commit is None or commit.step < total or judges_itself:
         cache = _reference_cache(run, rows) if needs_reference(algorithm) else None
         cached = cache and cached_logprobs(cache)
-        roles = launch(run, ["policy", *(["reference"] if cache and not cached else [])], total, commit)
-        try:
+        names = ["policy", *(["reference"] if cache and not cached else [])]
+        with launch(run, names, total, commit) as roles:
             loop = OfflineLoop(run, roles, algorithm, len(rows))
             if cache and not cached:
                 cached = reference_logprobs(run, roles, rows, data)
@@ -85,8 +82,6 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
             loop.train()
             if judges_itself:
                 scores.need("after", lambda: loop.accuracy(held))
-        finally:
-            roles.close()
     publish(run, run.committed or commit)
     if isinstance(held_out, PromptSet):
         _judge(run, held_out, scores)
@@ -96,11 +91,8 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
 def collected(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit | None) -> Scores:
     algorithm = run.config.algorithm
     assert isinstance(algorithm, CollectConfig)
-    roles = launch(run, ["rollout", "reward"])
-    try:
+    with launch(run, ["rollout", "reward"]) as roles:
         collect(run, roles, algorithm, ray.put(prompts), len(prompts))
-    finally:
-        roles.close()
     return {}
 
 
@@ -146,16 +138,13 @@ def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
     """Engines are placed only now that the learner is gone: first with the start model, then with what was learned."""
     config = run.config
     names = ["rollout", "evaluator", *(["reference"] if needs_reference(config.algorithm) else [])]
-    roles = launch(run, names)
-    try:
+    with launch(run, names) as roles:
         held, engines, limit = ray.put(held_out), roles["rollout"].actors, config.limits.sync
         run.waiter.fetch([e.use_initial_weights.remote(0) for e in engines], timeout=limit, waiting_for="sync")
         scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before"))
         model = str(run.folder / MODEL)
         run.waiter.fetch([e.load_folder.remote(1, model) for e in engines], timeout=limit, waiting_for="sync")
         scores.need("after", lambda: evaluate(run, roles, held, len(held_out), 1, "after"))
-    finally:
-        roles.close()
 
 
 def publish(run: Run, commit: Commit | None) -> None:

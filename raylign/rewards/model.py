@@ -34,7 +34,7 @@ class ModelSource:
         self,
         path: str,
         tokenizer: PreTrainedTokenizerBase,
-        batch_tokens: int,
+        batch_tokens: int | None = None,
         compute_dtype: Literal["float32", "bfloat16"] = "float32",
         trust_remote_code: bool = False,
         place: str = "reward.path",
@@ -44,7 +44,7 @@ class ModelSource:
         Args:
             path: folder or hub name of model and tokenizer.
             tokenizer: the policy's.
-            batch_tokens: padded tokens in one forward pass.
+            batch_tokens: padded tokens in one forward pass; by the device if not given.
             compute_dtype: bfloat16 turns autocast on.
         Raises:
             UserError: it cannot be loaded, or is not a trained model with one score per sequence.
@@ -56,7 +56,7 @@ class ModelSource:
         self._policy_tokenizer = tokenizer
         own = open_tokenizer(path, trust_remote_code, place=place)
         self._own_tokenizer = None if own.get_vocab() == tokenizer.get_vocab() else own
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = batch_tokens or (16_384 if self._device.type == "cuda" else 2048)
         self._compute_dtype = DTYPES[compute_dtype]
 
     def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:

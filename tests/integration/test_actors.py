@@ -52,7 +52,8 @@ def shared(local_ray):
     waiter = Waiter()
     resources = SMALL.model_copy(update={"num_actors": 2})
     placement = reserve({"reward": resources}, "PACK", 30, waiter)
-    group = ActorGroup("reward", SHELL, partial(int, 7), resources, placement.slots("reward"), 3)
+    group = ActorGroup("reward", SHELL, resources, placement.slots("reward"), 3)
+    group.build = partial(int, 7)
     try:
         waiter.fetch(group.submit_start(), timeout=60, waiting_for="start")
         yield group
@@ -245,16 +246,14 @@ def test_a_stop_request_ends_the_wait_for_a_place(room):
     wait_until_free(room)
 
 
-def test_closing_the_roles_frees_everything(room, waiter):
+def test_killing_the_roles_frees_everything(room, waiter):
     placement = reserve({"policy": SMALL, "reward": SMALL}, "PACK", 30, waiter)
-    groups = {
-        name: ActorGroup(name, SHELL, partial(int, 1), SMALL, placement.slots(name), 1) for name in ("policy", "reward")
-    }
+    groups = {name: ActorGroup(name, SHELL, SMALL, placement.slots(name), 1) for name in ("policy", "reward")}
     roles = Roles(placement, groups)
     pids = waiter.fetch([roles[name][0].pid.remote() for name in groups], timeout=60, waiting_for="pids")
     assert free() == pytest.approx(room - 0.5)
     roles.dismiss("reward")
     assert "reward" not in roles
-    roles.close()
+    roles.kill()
     wait_until_free(room)
     assert left_behind([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], grace=10) == []

@@ -1,0 +1,55 @@
+"""Actors kept between runs: the runs are those of fresh actors to the last bit, and nothing is left at the end."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from raylign import parse_config, run
+from raylign.actors.session import ray_session
+from raylign.config import RunConfig
+from raylign.controllers.pool import actor_pool
+
+TINY = {
+    "task": {"name": "exact", "vocab_size": 3, "length": 2},
+    "model": {"path": "task:model", "compute_dtype": "float32"},
+    "data": {"path": "task:prompts"},
+    "reward": {"type": "task"},
+    "rollout": {"engine": "transformers", "sampling": {"max_tokens": 2}},
+}
+
+
+def tiny(folder: Path, name: str, seed: int, algorithm: str = "rloo") -> RunConfig:
+    learning = {"name": algorithm, "steps": 2, "prompts_per_step": 4, "optimizer": {"learning_rate": 1e-3}}
+    return parse_config({**TINY, "name": name, "seed": seed, "output_dir": str(folder), "algorithm": learning})
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def actor_pids() -> set[int]:
+    shells = [p for p in psutil.Process().children(recursive=True) if "Shell" in " ".join(p.cmdline())]
+    return {p.pid for p in shells}
+
+
+@pytest.mark.timeout(300)
+def test_runs_in_kept_actors_are_those_of_fresh_ones_and_leave_nothing(tmp_path):
+    with ray_session():
+        with actor_pool() as pool:
+            first = run(tiny(tmp_path, "first", 0), quiet=True, pool=pool)
+            kept = actor_pids()
+            second = run(tiny(tmp_path, "second", 1), quiet=True, pool=pool)
+            assert actor_pids() == kept != set()
+            other = run(tiny(tmp_path, "other", 0, "ppo"), quiet=True, pool=pool)  # a critic more: other actors
+            assert not actor_pids() & kept
+            assert other.summary["steps"] == 2
+        assert actor_pids() == set()
+        fresh = run(tiny(tmp_path, "fresh", 1), quiet=True)
+        assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    assert weights(second.folder) == weights(fresh.folder)
+    assert weights(first.folder) != weights(second.folder)  # negative control: the seed matters
