@@ -68,7 +68,7 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False, pool: A
 class _Runner:
     """Executes a graph of stages on one Ray session, which starts with the first stage that needs it."""
 
-    def __init__(self, session: ExitStack, stop: Stop, quiet: bool, pool: ActorPool | None) -> None:
+    def __init__(self, session: ExitStack, stop: Stop, quiet: bool, pool: ActorPool | None = None) -> None:
         self.session, self.stop, self.quiet, self.pool = session, stop, quiet, pool
         self.has_ray = False
 

@@ -58,7 +58,7 @@ def shared(local_ray):
         waiter.fetch(group.submit_start(), timeout=60, waiting_for="start")
         yield group
     finally:
-        Roles(placement, {"reward": group}).close()
+        Roles(placement, {"reward": group}).kill()
 
 
 @pytest.fixture
