@@ -42,7 +42,7 @@ class ActorGroup(Generic[S]):
             "max_restarts": 0,
             "max_task_retries": 0,
         }
-        self._shell = shell
+        self.shell = shell
         self._environment = _environment(num_threads)
         self._slots = slots
         self.actors: list[Any] = [self._launch(slot) for slot in slots]
@@ -74,7 +74,7 @@ class ActorGroup(Generic[S]):
         self.actors = []
 
     def _launch(self, slot: PlacementGroupSchedulingStrategy) -> Any:
-        return ray.remote(self._shell).options(scheduling_strategy=slot, **self._options).remote(self._environment)
+        return ray.remote(self.shell).options(scheduling_strategy=slot, **self._options).remote(self._environment)
 
 
 class LearnerGroup(ActorGroup[LearnerShell]):

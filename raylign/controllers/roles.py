@@ -51,7 +51,8 @@ class Roles:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self.pool and error is None:
-            self.pool.give(_key({name: self.resources[name] for name in self.groups}), self)
+            kept = {name: group.shell for name, group in self.groups.items()}
+            self.pool.give(_key(kept, self.resources), self)
         else:
             self.kill()
 
@@ -83,16 +84,16 @@ def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | No
         needed = role_resources(config, name)
         resources[name] = (needed, needed.num_threads or _threads(name, names))
     pool = run.pool if _reusable(config, resources) else None
-    kept = pool and pool.take(_key(resources))
+    made = {name: _build(config, name, commit, total_steps, threads) for name, (_, threads) in resources.items()}
+    kept = pool and pool.take(_key({name: shell for name, (_, shell, _) in made.items()}, resources))
     roles = kept if isinstance(kept, Roles) else _place(run, pool, resources)
     try:
         run.view.phase("starting " + ", ".join(names))
         with run.stage("start"):
-            for name, (needed, threads) in resources.items():
-                kind, shell, build = _build(config, name, commit, total_steps, threads)
+            for name, (kind, shell, build) in made.items():
                 if kept is None:
-                    slots = roles.placement.slots(name)
-                    roles.groups[name] = kind(name, shell, needed, slots, threads)
+                    needed, threads = resources[name]
+                    roles.groups[name] = kind(name, shell, needed, roles.placement.slots(name), threads)
                 roles.groups[name].build = build
             _start(run, roles, commit)
     except BaseException:
@@ -117,8 +118,9 @@ def _reusable(config: RunConfig, resources: dict[str, tuple[RoleResources, int]]
     return alone and ("rollout" not in resources or config.rollout.engine == "transformers")
 
 
-def _key(resources: dict[str, tuple[RoleResources, int]]) -> str:
-    return repr(sorted(resources.items()))
+def _key(shells: dict[str, type], resources: dict[str, tuple[RoleResources, int]]) -> str:
+    """Actors with an equal key can serve the same run: their classes, resources and threads, role by role."""
+    return repr(sorted((name, shell.__name__, *resources[name]) for name, shell in shells.items()))
 
 
 def role_resources(config: RunConfig, name: str) -> RoleResources:
