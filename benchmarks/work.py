@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
         "completion_tokens": [64, 256],
     },
     "ppo": {
-        "steps": 24,
+        "steps": 40,
         "prompts_per_step": 64,
         "minibatches": 4,
         "prompt_tokens": 32,

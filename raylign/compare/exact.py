@@ -67,7 +67,7 @@ def plan(
 ) -> tuple[Path, list[Plan]]:
     """The comparison's folder, with a run config for every algorithm, beta and seed, all of them checked.
 
-    The folder is named by what is compared on (the overrides), so that the same command goes on where it stopped and
+    The folder is named by what is compared on (the overrides, and raylign's recipes), so that the same command goes on where it stopped and
     a further algorithm joins the ones that are done.
 
     Args:
@@ -87,7 +87,8 @@ def plan(
     for seed in seeds:
         if seed < 0:
             raise UserError(f"--seeds: {seed}; a seed is 0 or more")
-    digest = hashlib.sha256(json.dumps([sorted(overrides), num_pairs]).encode()).hexdigest()[:8]
+    recipes = sorted(file.read_text() for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
+    digest = hashlib.sha256(json.dumps([sorted(overrides), num_pairs, recipes]).encode()).hexdigest()[:8]
     folder = Path(output_dir).resolve() / f"compare-exact-{digest}"
     configs = folder / "configs"
     configs.mkdir(parents=True, exist_ok=True)
