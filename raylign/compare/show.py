@@ -11,6 +11,7 @@ from rich.table import Table
 
 from raylign.compare.exact import Row, curve, execute, plan, write_rows
 from raylign.compare.frontier import draw
+from raylign.config import TaskConfig
 from raylign.errors import UserError
 
 
@@ -44,7 +45,7 @@ def compare(
                 f"{row.fraction_of_optimum:.4f} of the optimum  ({row.seconds:.0f} s)"
             )
         status.update("drawing")
-        pictures = draw(rows, curve(plans, rows), folder, f"exact task: {_task_title(plans[0].config.task)}")
+        pictures = draw(rows, curve(plans, rows), folder, _title(plans[0].config.task))
     if json_file:
         write_rows(json_file, rows)
     console.print(_table(rows))
@@ -69,6 +70,6 @@ def _table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _task_title(task: object) -> str:
-    settings = task.model_dump(exclude={"name"}) if hasattr(task, "model_dump") else {}  # type: ignore[attr-defined]
-    return ", ".join(f"{key} {value}" for key, value in settings.items())
+def _title(task: TaskConfig | None) -> str:
+    settings = task.model_dump(exclude={"name"}) if task else {}
+    return "exact task: " + ", ".join(f"{key} {value}" for key, value in settings.items())
