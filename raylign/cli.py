@@ -106,17 +106,17 @@ def compare(
     """Run algorithms side by side and say how near each comes to the exact optimum."""
     quiet_libraries()
     from raylign.compare import show
+    from raylign.compare.exact import Wanted
 
-    show.compare(
-        task=task,
+    wanted = Wanted(
         algorithms=split_list("--algorithms", algorithms, str),
         betas=split_list("--betas", betas, float),
         seeds=split_list("--seeds", seeds, int),
         overrides=overrides or [],
         num_pairs=pairs,
         output_dir=output_dir,
-        json_file=json_file,
     )
+    show.compare(task, wanted, json_file)
 
 
 @app.command()

@@ -7,14 +7,19 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from raylign.config import ExactTask, RunConfig, load_config
 from raylign.errors import UserError
+
+if TYPE_CHECKING:
+    from raylign.tasks.exact_optimum import Enumeration, Float64Array
 
 RECIPES = files("raylign.compare") / "exact_recipes"
 BETA = {
@@ -57,54 +62,59 @@ class Plan:
     config: RunConfig
 
 
-def plan(
-    algorithms: Sequence[str],
-    betas: Sequence[float],
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-    num_pairs: int,
-    output_dir: str,
-) -> tuple[Path, list[Plan]]:
-    """The comparison's folder, with a run config for every algorithm, beta and seed, all of them checked.
-
-    The folder is named by what is compared on (the overrides, and raylign's recipes), so that the same command goes on where it stopped and
-    a further algorithm joins the ones that are done.
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be compared.
 
     Args:
         overrides: `dotted.key=value` for every run; `task.*` sets the task.
         num_pairs: preference pairs, sampled from the reference, that DPO learns from.
+        output_dir: where the comparison's folder is made.
+    """
+
+    algorithms: Sequence[str]
+    betas: Sequence[float]
+    seeds: Sequence[int]
+    overrides: Sequence[str] = ()
+    num_pairs: int = 20_000
+    output_dir: str = "runs"
+
+
+def plan(wanted: Wanted) -> tuple[Path, list[Plan]]:
+    """The comparison's folder, with a run config for every algorithm, beta and seed, all of them checked.
+
+    The folder is named by what is compared on (the overrides, and raylign's recipes), so that the same command goes on
+    where it stopped and a further algorithm joins the ones that are done.
+
     Raises:
         UserError, ConfigError: before anything is started.
     """
-    for name in algorithms:
+    for name in wanted.algorithms:
         if name not in BETA:
             near = difflib.get_close_matches(name, BETA, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(BETA)}"
             raise UserError(f"--algorithms: {name!r} cannot be compared on the exact task; {hint}")
-    for beta in betas:
+    for beta in wanted.betas:
         if not beta > 0:
             raise UserError(f"--betas: {beta:g}; the optimum exists for a beta above 0 only")
-    for seed in seeds:
+    for seed in wanted.seeds:
         if seed < 0:
             raise UserError(f"--seeds: {seed}; a seed is 0 or more")
     recipes = sorted(file.read_text() for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
-    digest = hashlib.sha256(json.dumps([sorted(overrides), num_pairs, recipes]).encode()).hexdigest()[:8]
-    folder = Path(output_dir).resolve() / f"compare-exact-{digest}"
+    digest = hashlib.sha256(json.dumps([sorted(wanted.overrides), wanted.num_pairs, recipes]).encode()).hexdigest()[:8]
+    folder = Path(wanted.output_dir).resolve() / f"compare-exact-{digest}"
     configs = folder / "configs"
     configs.mkdir(parents=True, exist_ok=True)
     plans = []
-    for algorithm in algorithms:
-        for seed in seeds:
-            for beta in betas:
-                file = configs / f"{algorithm.replace('+', 'p')}-beta{beta:g}-seed{seed}.yaml"
-                _write(file, algorithm, seed, folder, overrides, {BETA[algorithm]: beta})
-                if algorithm == "dpo":
-                    pairs = configs / f"pairs-seed{seed}.yaml"
-                    _write(pairs, "pairs", seed, folder, overrides, {"algorithm.rows": num_pairs})
-                    _write(
-                        file, algorithm, seed, folder, overrides, {BETA[algorithm]: beta, "data.path": f"run:{pairs}"}
-                    )
-                plans.append(Plan(algorithm, beta, seed, file, load_config(file)))
+    for algorithm, seed, beta in product(wanted.algorithms, wanted.seeds, wanted.betas):
+        file = configs / f"{algorithm.replace('+', 'p')}-beta{beta:g}-seed{seed}.yaml"
+        settings: dict[str, Any] = {BETA[algorithm]: beta}
+        if algorithm == "dpo":
+            pairs = configs / f"pairs-seed{seed}.yaml"
+            _write(pairs, "pairs", seed, folder, wanted.overrides, {"algorithm.rows": wanted.num_pairs})
+            settings["data.path"] = f"run:{pairs}"
+        _write(file, algorithm, seed, folder, wanted.overrides, settings)
+        plans.append(Plan(algorithm, beta, seed, file, load_config(file)))
     return folder, plans
 
 
@@ -122,21 +132,18 @@ def execute(plans: Sequence[Plan], note: Callable[[str], None]) -> Iterator[Row]
         for number, one in enumerate(plans, 1):
             note(f"{number} of {len(plans)}: {one.algorithm}, beta {one.beta:g}, seed {one.seed}")
             result = run(one.config, resume=True, quiet=True, pool=pool)
-            reference = yaml.safe_load((result.folder / "resolved.yaml").read_text())["model"]["path"]
-            yield _measure(one, str(result.output), reference, result.summary["wall_seconds"])
+            yield _measure(one, str(result.output), result.summary["wall_seconds"])
 
 
 def curve(plans: Sequence[Plan], rows: Sequence[Row]) -> list[tuple[float, float]]:
     """(KL, reward) of the optimum over betas that reach past those of the rows: the frontier no policy can cross."""
     import numpy as np
 
-    from raylign.tasks.exact_optimum import Enumeration, frontier, log_probabilities
+    from raylign.tasks.exact_optimum import frontier
 
-    task = _task(plans[0].config)
-    reference = yaml.safe_load((Path(rows[0].policy).parent / "resolved.yaml").read_text())["model"]["path"]
-    enumeration = Enumeration.of(task)
+    enumeration, ref = _yardstick(_task(plans[0].config).model_dump_json(), _reference(rows[0].policy))
     betas = np.geomspace(min(row.beta for row in rows) / 3, max(row.beta for row in rows) * 30, 60)
-    return frontier(log_probabilities(reference, enumeration), enumeration.rewards, betas.tolist())
+    return frontier(ref, enumeration.rewards, betas.tolist())
 
 
 def write_rows(file: Path, rows: Sequence[Row]) -> None:
@@ -147,11 +154,10 @@ def write_rows(file: Path, rows: Sequence[Row]) -> None:
     writing.replace(file)
 
 
-def _measure(one: Plan, policy: str, reference: str, seconds: float) -> Row:
-    from raylign.tasks.exact_optimum import Enumeration, evaluate, log_probabilities, optimum
+def _measure(one: Plan, policy: str, seconds: float) -> Row:
+    from raylign.tasks.exact_optimum import evaluate, log_probabilities, optimum
 
-    enumeration = Enumeration.of(_task(one.config))
-    ref = log_probabilities(reference, enumeration)
+    enumeration, ref = _yardstick(_task(one.config).model_dump_json(), _reference(policy))
     value = evaluate(log_probabilities(policy, enumeration), ref, enumeration.rewards, one.beta)
     best = optimum(ref, enumeration.rewards, one.beta)
     return Row(
@@ -168,6 +174,20 @@ def _measure(one: Plan, policy: str, reference: str, seconds: float) -> Row:
         config=str(one.file),
         seconds=seconds,
     )
+
+
+@cache
+def _yardstick(task: str, reference: str) -> tuple[Enumeration, Float64Array]:
+    """All completions, and their logprobs under the reference; the same for every run of a comparison."""
+    from raylign.tasks.exact_optimum import Enumeration, log_probabilities
+
+    enumeration = Enumeration.of(ExactTask.model_validate_json(task))
+    return enumeration, log_probabilities(reference, enumeration)
+
+
+def _reference(policy: str) -> str:
+    """Folder of the reference of the run that made this policy: where it started."""
+    return yaml.safe_load((Path(policy).parent / "resolved.yaml").read_text())["model"]["path"]
 
 
 def _task(config: RunConfig) -> ExactTask:

@@ -9,23 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from raylign.compare.exact import Row, curve, execute, plan, write_rows
+from raylign.compare.exact import Row, Wanted, curve, execute, plan, write_rows
 from raylign.compare.frontier import draw
 from raylign.config import TaskConfig
 from raylign.errors import UserError
 
 
-def compare(
-    *,
-    task: str,
-    algorithms: Sequence[str],
-    betas: Sequence[float],
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-    num_pairs: int,
-    output_dir: str,
-    json_file: Path | None,
-) -> list[Row]:
+def compare(task: str, wanted: Wanted, json_file: Path | None) -> list[Row]:
     """Make all runs, show how near each came to the optimum, and keep rows and picture in the comparison's folder.
 
     Raises:
@@ -33,7 +23,7 @@ def compare(
     """
     if task != "exact":
         raise UserError(f"--task: {task!r} has no known optimum to compare with; only exact has")
-    folder, plans = plan(algorithms, betas, seeds, overrides, num_pairs, output_dir)
+    folder, plans = plan(wanted)
     console = Console()
     rows: list[Row] = []
     with console.status("starting") as status:

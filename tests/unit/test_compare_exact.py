@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raylign.cli import split_list
-from raylign.compare.exact import BETA, Row, plan, write_rows
+from raylign.compare.exact import BETA, Row, Wanted, plan, write_rows
 from raylign.compare.frontier import draw
 from raylign.config import CollectConfig, ExactTask, load_config
 from raylign.config.graph import check_graph
@@ -16,7 +16,7 @@ from raylign.errors import ConfigError, UserError
 
 
 def planned(tmp_path, algorithms=("ppo",), betas=(0.3,), seeds=(0,), overrides=(), num_pairs=50):
-    return plan(algorithms, betas, seeds, overrides, num_pairs, str(tmp_path))
+    return plan(Wanted(algorithms, betas, seeds, overrides, num_pairs, str(tmp_path)))
 
 
 @pytest.mark.parametrize("algorithm", BETA)
