@@ -31,23 +31,20 @@ def reference(**options: Any) -> Any:
 def policy_gradient(world: WorldAddress, **options: Any) -> Any:
     """The policy of PPO, GRPO, RLOO and REINFORCE++."""
     from raylign.learners.policy_gradient import PolicyGradientLearner
-    from raylign.learners.world import World
 
-    return PolicyGradientLearner(world=World(*world), **options)
+    return PolicyGradientLearner(world=_world(world), **options)
 
 
 def online_dpo(world: WorldAddress, **options: Any) -> Any:
     from raylign.learners.online_dpo import OnlineDPOLearner
-    from raylign.learners.world import World
 
-    return OnlineDPOLearner(world=World(*world), **options)
+    return OnlineDPOLearner(world=_world(world), **options)
 
 
 def critic(world: WorldAddress, **options: Any) -> Any:
     from raylign.learners.critic import CriticLearner
-    from raylign.learners.world import World
 
-    return CriticLearner(world=World(*world), **options)
+    return CriticLearner(world=_world(world), **options)
 
 
 def offline(name: str, world: WorldAddress, **options: Any) -> Any:
@@ -56,7 +53,6 @@ def offline(name: str, world: WorldAddress, **options: Any) -> Any:
     from raylign.learners.preference import DPOLearner, ORPOLearner, SimPOLearner
     from raylign.learners.reward_model import RewardModelLearner
     from raylign.learners.sft import SFTLearner
-    from raylign.learners.world import World
 
     learners = {
         "sft": SFTLearner,
@@ -66,4 +62,10 @@ def offline(name: str, world: WorldAddress, **options: Any) -> Any:
         "orpo": ORPOLearner,
         "kto": KTOLearner,
     }
-    return learners[name](world=World(*world), **options)
+    return learners[name](world=_world(world), **options)
+
+
+def _world(address: WorldAddress) -> Any:
+    from raylign.learners.world import World
+
+    return World(*address)

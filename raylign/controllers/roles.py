@@ -24,6 +24,7 @@ from raylign.config import ONLINE, ModelConfig, OptimizerConfig, RewardConfig, R
 from raylign.controllers.commits import Commit
 from raylign.controllers.context import Run
 from raylign.controllers.pool import ActorPool
+from raylign.data.batching import default_pass_tokens
 from raylign.learners.spec import LearnerSpec
 from raylign.models.description import load_tokenizer, stop_tokens
 
@@ -246,7 +247,7 @@ def _spec(config: RunConfig, optimizer: OptimizerConfig, total_steps: int, seed:
 
 
 def _micro_batch_tokens(config: RunConfig, resources: RoleResources) -> int:
-    return config.learner.micro_batch_tokens or (16_384 if resources.num_gpus > 0 else 2048)
+    return config.learner.micro_batch_tokens or default_pass_tokens(resources.num_gpus > 0)
 
 
 def _threads(name: str, names: list[str]) -> int:

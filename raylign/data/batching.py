@@ -7,6 +7,11 @@ import numpy as np
 from raylign.types import LongArray
 
 
+def default_pass_tokens(on_gpu: bool) -> int:
+    """Padded tokens of a pass where none are given: what keeps a GPU busy, and what stays in a CPU's cache."""
+    return 16_384 if on_gpu else 2048
+
+
 def micro_batches(lengths: LongArray, max_tokens: int, rows_per_item: int = 1) -> list[LongArray]:
     """Split items into groups whose padded size stays within a budget.
 

@@ -1,8 +1,8 @@
-"""What the learners of fixed datasets share: rows as padded tensors, and the logprobs of their completions."""
+"""What the learners of fixed datasets share: rows as padded tensors, the logprobs of their completions, a step on pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from raylign.algorithms.logprobs import sequence_sums, token_logprobs
+from raylign.algorithms.loss import LossSum
 from raylign.data.batching import micro_batches
+from raylign.learners.learner import Learner
 from raylign.models.forward import completion_logits
 from raylign.types import FloatArray, LongArray, PairSet, SequenceSet
 
@@ -50,10 +52,20 @@ def padded_pairs(data: PairSet, rows: LongArray, device: torch.device) -> tuple[
     return tokens, mask, torch.cat([side[2] for side in sides])
 
 
-def completion_logprobs(model: PreTrainedModel, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Sums of the logprobs of each row's completion, at temperature 1, with gradient: [n]."""
-    logprobs = token_logprobs(completion_logits(model, tokens, mask), tokens[mask]).logprobs
+def completion_logprobs(model: PreTrainedModel, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """Sums of the logprobs of each row's completion, with gradient: [n]."""
+    logprobs = token_logprobs(completion_logits(model, tokens, mask), tokens[mask], temperature=temperature).logprobs
     return sequence_sums(logprobs, mask.nonzero()[:, 0], len(tokens))
+
+
+def update_on_pairs(
+    learner: Learner, data: PairSet, rows: LongArray, loss: Callable[[LongArray], LossSum]
+) -> dict[str, float]:
+    """One optimizer step of a learner on some pairs of its dataset; `loss` sums over those of a micro-batch."""
+    with learner.timed("time/update_policy"):
+        groups = by_length(rows, pair_lengths(data), learner.spec.micro_batch_tokens, rows_per_item=2)
+        metrics = learner.optimizer_step(groups, len(rows), loss)
+        return metrics | {"tokens/trained": float(completion_tokens(data.sides, rows))}
 
 
 def on_device(array: FloatArray, device: torch.device) -> Tensor:

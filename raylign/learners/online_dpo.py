@@ -8,37 +8,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raylign.algorithms.logprobs import sequence_sums, token_logprobs
 from raylign.algorithms.loss import LossSum
 from raylign.algorithms.preference_loss import dpo_loss
-from raylign.config import ModelConfig, OnlineDPOConfig, SamplingConfig
+from raylign.config import OnlineDPOConfig
 from raylign.learners.experience import Samples, describe, penalised
+from raylign.learners.offline import completion_logprobs
 from raylign.learners.passes import run_passes
-from raylign.learners.policy import PolicyLearner
-from raylign.learners.spec import LearnerSpec
-from raylign.learners.world import World
-from raylign.models.forward import completion_logits
+from raylign.learners.policy import OnlinePolicyLearner
 from raylign.types import FloatArray, LongArray, PairExperience
 
 
-class OnlineDPOLearner(PolicyLearner):
-    """Guo et al. 2024: sample two completions, let the reward source choose, take a DPO step, go on.
-
-    Args:
-        sampling: how the rollouts are drawn; its temperature must be 1, at which the reference scores whole completions.
-    """
-
-    def __init__(
-        self,
-        model: ModelConfig,
-        spec: LearnerSpec,
-        algorithm: OnlineDPOConfig,
-        sampling: SamplingConfig,
-        world: World | None = None,
-    ) -> None:
-        super().__init__(model, spec, world)
-        self.algorithm = algorithm
-        self.sampling = sampling
+class OnlineDPOLearner(OnlinePolicyLearner[OnlineDPOConfig]):
+    """Guo et al. 2024: sample two completions, let the reward source choose, take a DPO step, go on."""
 
     def assemble(self, kl_coef: float, parts: dict[str, Any]) -> tuple[PairExperience, dict[str, float]]:
         """`parts`: the arguments of `Samples.join`, each a list of shards. `kl_coef` is not read: beta is DPO's."""
@@ -90,9 +71,8 @@ class OnlineDPOLearner(PolicyLearner):
         width = int(experience.lengths[rows].max())
         tokens = torch.from_numpy(experience.tokens[rows, :width]).to(self.device).long()
         mask = torch.from_numpy(experience.completion_mask[rows, :width]).to(self.device)
-        logits = completion_logits(self.model, tokens, mask)
-        logprobs = token_logprobs(logits, tokens[mask], temperature=self.sampling.temperature).logprobs
-        chosen, rejected = sequence_sums(logprobs, mask.nonzero()[:, 0], len(tokens)).split(len(pairs))
+        logprobs = completion_logprobs(self.model, tokens, mask, self.sampling.temperature)
+        chosen, rejected = logprobs.split(len(pairs))
         ref_chosen, ref_rejected = torch.from_numpy(experience.ref_logprobs[rows]).to(self.device).split(len(pairs))
         soft = self.algorithm.label == "soft"
         return dpo_loss(

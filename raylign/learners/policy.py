@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import numpy as np
 
-from raylign.config import ModelConfig
+from raylign.config import ModelConfig, OnlineConfig, SamplingConfig
 from raylign.learners.learner import Learner
 from raylign.learners.spec import LearnerSpec
 from raylign.learners.world import World
@@ -12,6 +14,8 @@ from raylign.models.description import load_tokenizer
 from raylign.models.infer import batch_logprobs
 from raylign.models.load import DTYPES, export_weights, load_causal
 from raylign.types import BoolArray, FloatArray, IntArray, LongArray
+
+A = TypeVar("A", bound=OnlineConfig)
 
 
 class PolicyLearner(Learner):
@@ -46,3 +50,18 @@ class PolicyLearner(Learner):
                 buckets[-1][name] = array
                 size += array.nbytes
             return buckets
+
+
+class OnlinePolicyLearner(PolicyLearner, Generic[A]):
+    """A policy that learns from its own samples.
+
+    Args:
+        sampling: how the rollouts are drawn; logprobs are scored at its temperature.
+    """
+
+    def __init__(
+        self, model: ModelConfig, spec: LearnerSpec, algorithm: A, sampling: SamplingConfig, world: World | None = None
+    ) -> None:
+        super().__init__(model, spec, world)
+        self.algorithm = algorithm
+        self.sampling = sampling

@@ -11,34 +11,16 @@ from raylign.algorithms.aggregate import normaliser, token_weights
 from raylign.algorithms.logprobs import token_logprobs
 from raylign.algorithms.loss import LossSum
 from raylign.algorithms.policy_loss import clipped_policy_loss
-from raylign.config import ModelConfig, PolicyGradientAlgorithm, SamplingConfig
+from raylign.config import PolicyGradientAlgorithm
 from raylign.learners.experience import Samples, assemble
 from raylign.learners.passes import run_passes
-from raylign.learners.policy import PolicyLearner
-from raylign.learners.spec import LearnerSpec
-from raylign.learners.world import World
+from raylign.learners.policy import OnlinePolicyLearner
 from raylign.models.forward import completion_logits
 from raylign.types import Experience, FloatArray, LongArray, RolloutBatch
 
 
-class PolicyGradientLearner(PolicyLearner):
-    """The policy under the clipped objective of Schulman et al. 2017, eq. 7.
-
-    Args:
-        sampling: how the rollouts are drawn: logprobs are scored at its temperature.
-    """
-
-    def __init__(
-        self,
-        model: ModelConfig,
-        spec: LearnerSpec,
-        algorithm: PolicyGradientAlgorithm,
-        sampling: SamplingConfig,
-        world: World | None = None,
-    ) -> None:
-        super().__init__(model, spec, world)
-        self.algorithm = algorithm
-        self.sampling = sampling
+class PolicyGradientLearner(OnlinePolicyLearner[PolicyGradientAlgorithm]):
+    """The policy under the clipped objective of Schulman et al. 2017, eq. 7."""
 
     def logprobs(self, batch: RolloutBatch) -> FloatArray:
         """Logprobs of the sampled tokens under the present weights: [N, L], 0 outside the mask."""

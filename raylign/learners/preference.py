@@ -13,12 +13,10 @@ from raylign.algorithms.supervised_loss import cross_entropy_loss
 from raylign.config import DPOConfig, ModelConfig, ORPOConfig, SimPOConfig
 from raylign.learners.offline import (
     RefLogprobs,
-    by_length,
     completion_logprobs,
-    completion_tokens,
     on_device,
     padded_pairs,
-    pair_lengths,
+    update_on_pairs,
 )
 from raylign.learners.policy import PolicyLearner
 from raylign.learners.spec import LearnerSpec
@@ -55,10 +53,7 @@ class PairLearner(PolicyLearner):
 
     def update_rows(self, rows: LongArray) -> dict[str, float]:
         """One optimizer step on these pairs of the dataset."""
-        with self.timed("time/update_policy"):
-            groups = by_length(rows, pair_lengths(self.data), self.spec.micro_batch_tokens, rows_per_item=2)
-            metrics = self.optimizer_step(groups, len(rows), self._loss)
-            return metrics | {"tokens/trained": float(completion_tokens(self.data.sides, rows))}
+        return update_on_pairs(self, self.data, rows, self._loss)
 
     @abstractmethod
     def preference_loss(self, sides: Sides, rows: LongArray) -> LossSum:

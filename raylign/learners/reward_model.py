@@ -9,7 +9,7 @@ from raylign.algorithms.preference_loss import bradley_terry_loss
 from raylign.config import ModelConfig, RewardModelConfig
 from raylign.data.batching import micro_batches
 from raylign.learners.learner import Learner
-from raylign.learners.offline import by_length, completion_tokens, on_device, padded_pairs, pair_lengths
+from raylign.learners.offline import on_device, padded_pairs, pair_lengths, update_on_pairs
 from raylign.learners.spec import LearnerSpec
 from raylign.learners.world import World
 from raylign.models.description import load_tokenizer
@@ -35,10 +35,7 @@ class RewardModelLearner(Learner):
 
     def update_rows(self, rows: LongArray) -> dict[str, float]:
         """One optimizer step on these pairs of the dataset."""
-        with self.timed("time/update_policy"):
-            groups = by_length(rows, pair_lengths(self.data), self.spec.micro_batch_tokens, rows_per_item=2)
-            metrics = self.optimizer_step(groups, len(rows), self._loss)
-            return metrics | {"tokens/trained": float(completion_tokens(self.data.sides, rows))}
+        return update_on_pairs(self, self.data, rows, self._loss)
 
     def evaluate(self, data: PairSet) -> dict[str, float]:
         """Mean metrics of the loss on held-out pairs, without gradients."""

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from raylign.data.batching import micro_batches
+from raylign.data.batching import default_pass_tokens, micro_batches
 from raylign.errors import UserError
 from raylign.models.description import open_tokenizer
 from raylign.models.forward import sequence_scores
@@ -56,7 +56,7 @@ class ModelSource:
         self._policy_tokenizer = tokenizer
         own = open_tokenizer(path, trust_remote_code, place=place)
         self._own_tokenizer = None if own.get_vocab() == tokenizer.get_vocab() else own
-        self._batch_tokens = batch_tokens or (16_384 if self._device.type == "cuda" else 2048)
+        self._batch_tokens = batch_tokens or default_pass_tokens(self._device.type == "cuda")
         self._compute_dtype = DTYPES[compute_dtype]
 
     def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
