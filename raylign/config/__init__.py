@@ -12,8 +12,9 @@ from raylign.config.algorithm import (
 )
 from raylign.config.base import Config
 from raylign.config.data import DataConfig
+from raylign.config.learner import LearnerConfig, ShardingConfig
 from raylign.config.load import load_config, parse_config
-from raylign.config.model import ModelConfig, OptimizerConfig
+from raylign.config.model import LoRAConfig, ModelConfig, OptimizerConfig
 from raylign.config.offline import (
     DPOConfig,
     KTOConfig,
@@ -37,6 +38,7 @@ from raylign.config.online import (
     RLOOConfig,
 )
 from raylign.config.roles import (
+    ElasticConfig,
     EvaluationConfig,
     FunctionReward,
     LimitsConfig,
@@ -48,7 +50,7 @@ from raylign.config.roles import (
     SamplingConfig,
     TaskReward,
 )
-from raylign.config.run import CheckpointConfig, LearnerConfig, RunConfig, TrackingConfig, WandbConfig
+from raylign.config.run import CheckpointConfig, RunConfig, TrackingConfig, WandbConfig
 from raylign.config.task import ExactTask, SentimentTask, TaskConfig
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "CriticConfig",
     "DPOConfig",
     "DataConfig",
+    "ElasticConfig",
     "EvaluationConfig",
     "ExactTask",
     "FunctionReward",
@@ -70,6 +73,7 @@ __all__ = [
     "KTOConfig",
     "LearnerConfig",
     "LimitsConfig",
+    "LoRAConfig",
     "ModelConfig",
     "ModelReward",
     "ORPOConfig",
@@ -95,6 +99,7 @@ __all__ = [
     "SFTConfig",
     "SamplingConfig",
     "SentimentTask",
+    "ShardingConfig",
     "SimPOConfig",
     "TaskConfig",
     "TaskReward",

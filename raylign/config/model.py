@@ -7,6 +7,21 @@ from pydantic import Field
 from raylign.config.base import Config
 
 
+class LoRAConfig(Config):
+    """Low-rank adapters over frozen weights (Hu et al. 2021): only they are trained, synced to engines and committed."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of every update matrix."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the adapter's input while learning."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linear layers that get an adapter; all-linear is every one but the head."""
+    base_quantization: Literal["none", "nf4", "int8"] = "none"
+    """Precision of the frozen weights: nf4 is QLoRA (Dettmers et al. 2023). Needs bitsandbytes."""
+
+
 class ModelConfig(Config):
     path: str
     """Hugging Face folder or hub name; `task:model` for the embedded task's untrained model; `run:other.yaml`
@@ -23,6 +38,8 @@ class ModelConfig(Config):
     """Attention implementation of transformers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoRAConfig | None = None
+    """Train low-rank adapters and keep the model's own weights frozen."""
     dropout: bool = False
     """Keep the model's own dropout while learning. Off by default: it makes the policy ratio noisy."""
     trust_remote_code: bool = False

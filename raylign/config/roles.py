@@ -21,9 +21,33 @@ class SamplingConfig(Config):
     """Tokens that end a completion besides the tokenizer's eos."""
 
 
+class ElasticConfig(Config):
+    """Engines that join while the cluster has room for them and may leave at any time (spot machines)."""
+
+    min_engines: int = Field(default=1, ge=1)
+    """With fewer the run does not go on; it waits for them up to limits.placement."""
+    max_engines: int = Field(ge=1)
+    """No more join."""
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.max_engines < self.min_engines:
+            raise ValueError(f"max_engines: {self.max_engines} is less than min_engines {self.min_engines}; raise it")
+        return self
+
+
 class RolloutConfig(Config):
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """auto is vLLM where it is installed, else transformers."""
+    engine: str = Field(default="auto", pattern=r"^(auto|vllm|transformers|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")
+    """auto is vLLM where it is installed, else transformers; `package.module:Class` is an engine of your own (see
+    `raylign.rollout.engine.RolloutEngine`), with allow_code: true."""
+    allow_code: bool = False
+    """Say true to let the run import and execute the engine class that `engine` names."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that split every matrix of one vLLM engine; must divide the model's attention heads."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Groups of GPUs that hold the layers of one vLLM engine one after another."""
+    elastic: ElasticConfig | None = None
+    """Let engines join and leave during the run; placement.rollout.num_actors is how many it starts with."""
     sampling: SamplingConfig = SamplingConfig()
     shards_per_step: int = Field(default=2, ge=1)
     """Parts a step's prompts are generated in; a part is scored while the next one is generated."""
@@ -37,6 +61,14 @@ class RolloutConfig(Config):
     """Share of the GPU a vLLM engine claims."""
     enforce_eager: bool | None = None
     """Skip CUDA graphs and compilation; true on CPU, false on GPU if not set."""
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if ":" in self.engine and not self.allow_code:
+            raise ValueError(f"engine: {self.engine} is code of yours; say allow_code: true to let the run execute it")
+        if self.engine == "transformers" and self.tensor_parallel * self.pipeline_parallel > 1:
+            raise ValueError("tensor_parallel: only vLLM splits a model; set engine: vllm, or tensor_parallel: 1")
+        return self
 
 
 class FunctionReward(Config):
@@ -101,6 +133,9 @@ class RoleResources(Config):
 
 
 class PlacementConfig(Config):
+    mode: Literal["disaggregated", "colocated"] = "disaggregated"
+    """disaggregated: every actor has CPUs and GPUs of its own. colocated: engine i shares those of policy rank i, and
+    while one works the other sleeps (its weights and caches moved to the host)."""
     policy: RoleResources = RoleResources()
     critic: RoleResources = RoleResources(num_cpus=0.25)
     reference: RoleResources = RoleResources(num_cpus=0.25)

@@ -7,18 +7,11 @@ from pydantic import Field, field_validator, model_validator
 from raylign.config.algorithm import AlgorithmConfig, CollectConfig
 from raylign.config.base import Config
 from raylign.config.data import DataConfig
+from raylign.config.learner import LearnerConfig
 from raylign.config.model import ModelConfig
 from raylign.config.online import OnlineConfig
 from raylign.config.roles import EvaluationConfig, LimitsConfig, PlacementConfig, RewardConfig, RolloutConfig
 from raylign.config.task import TaskConfig
-
-
-class LearnerConfig(Config):
-    """What policy, critic and reward-model learners share."""
-
-    micro_batch_tokens: int | None = Field(default=None, ge=1)
-    """Padded tokens in one forward and backward pass; batches are split by length to stay below it. If not set, 16,384
-    on a GPU and 2,048 on a CPU, where small passes stay in cache and pad less (docs/performance.md)."""
 
 
 class CheckpointConfig(Config):
@@ -104,6 +97,8 @@ class RunConfig(Config):
                 raise ValueError(
                     f"algorithm.minibatches: {self.algorithm.minibatches} is more than the {samples} samples of a step"
                 )
+        self._check_ranks()
+        self._check_colocation()
         if self.evaluation and algorithm != "reward_model" and not (self.evaluation.reward or self.reward):
             raise ValueError("evaluation.reward: nothing scores the evaluation; set it or the run's reward")
         if self.task is None:
@@ -115,6 +110,32 @@ class RunConfig(Config):
                 if reward and reward.type == "task":
                     raise ValueError(f"{place}: type task needs a task section, e.g. task: {{name: sentiment}}")
         return self
+
+    def _check_ranks(self) -> None:
+        """The ranks of each learner come in whole copies of the model."""
+        sharding = self.learner.sharding
+        for role in ("policy", *(["critic"] if self.algorithm.name == "ppo" else [])):
+            ranks = getattr(self.placement, role).num_actors
+            copy = (sharding.shard_size or 1) * sharding.tensor_parallel
+            if ranks % copy:
+                raise ValueError(
+                    f"placement.{role}.num_actors: {ranks} ranks do not make whole copies of learner.sharding.shard_size "
+                    f"{sharding.shard_size or 1} x tensor_parallel {sharding.tensor_parallel}; set a multiple of {copy}"
+                )
+
+    def _check_colocation(self) -> None:
+        """An engine and a policy rank share a place, so there are as many of each and they take turns."""
+        if self.placement.mode != "colocated" or not isinstance(self.algorithm, OnlineConfig):
+            return
+        ranks, engines = self.placement.policy.num_actors, self.placement.rollout.num_actors
+        if engines != ranks:
+            raise ValueError(
+                f"placement.rollout.num_actors: colocated engines sit beside policy ranks; set {ranks}, not {engines}"
+            )
+        if self.rollout.elastic:
+            raise ValueError("rollout.elastic: colocated engines cannot come and go; set placement.mode: disaggregated")
+        if self.algorithm.max_staleness:
+            raise ValueError("algorithm.max_staleness: colocated engines sleep while the policy learns; set 0")
 
     def sources(self) -> list[tuple[str, str]]:
         """Every (dotted place, value) that names a model or dataset: the edges of the graph of runs."""

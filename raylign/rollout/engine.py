@@ -64,7 +64,7 @@ class RolloutEngine(Protocol):
 
 
 def make_engine(
-    kind: Literal["auto", "vllm", "transformers"],
+    kind: str,
     model_path: str,
     rollout: RolloutConfig,
     dtype: Dtype,
