@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raylign.actors.layout import Layout, bundle_of, lay_out
 from raylign.actors.waiting import Waiter
 from raylign.config import RoleResources
 from raylign.errors import DeadlineError, PlacementError
@@ -16,44 +18,51 @@ from raylign.errors import DeadlineError, PlacementError
 class Placement:
     """Reserved bundles, by role."""
 
-    def __init__(self, group: PlacementGroup, bundles: dict[str, range]) -> None:
+    def __init__(self, group: PlacementGroup, layout: Layout) -> None:
         self._group = group
-        self._bundles = bundles
+        self._layout = layout
 
     def slots(self, role: str) -> list[PlacementGroupSchedulingStrategy]:
         """Where the actors of a role go, one entry each."""
         return [
-            PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i) for i in self._bundles[role]
+            PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=seat)
+            for seat in self._layout.seats[role]
         ]
+
+    def gpu_share(self, role: str) -> float:
+        """GPUs that Ray counts each actor of a role for; less than it uses where it takes turns with others."""
+        return self._layout.gpu_shares[role]
 
     def release(self) -> None:
         """Give the bundles back; actors still in them are killed by Ray."""
         remove_placement_group(self._group)
 
 
-def reserve(roles: Mapping[str, RoleResources], strategy: str, timeout: float, waiter: Waiter) -> Placement:
-    """Reserve a bundle for every actor of every role.
+def reserve(
+    roles: Mapping[str, RoleResources],
+    strategy: str,
+    timeout: float,
+    waiter: Waiter,
+    mode: Literal["disaggregated", "colocated"] = "disaggregated",
+) -> Placement:
+    """Reserve a bundle for every actor of every role, or for every seat that they share.
 
     Raises:
         PlacementError: the cluster cannot hold them, or does not within `timeout` seconds; the message names the
             roles, what they need and what the cluster has.
     """
-    bundles: list[dict[str, float]] = []
-    ranges: dict[str, range] = {}
-    for role, resources in roles.items():
-        ranges[role] = range(len(bundles), len(bundles) + resources.num_actors)
-        bundles += [_bundle(resources)] * resources.num_actors
+    layout = lay_out(roles, mode)
+    bundles, total = layout.bundles, layout.total
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     too_large = [
-        f"placement.{role} (each actor {_show(_bundle(resources))})"
-        for role, resources in roles.items()
-        if not any(_fits(_bundle(resources), node) for node in nodes)
+        f"placement.{role} (each actor {_show(bundles[seats[0]])})"
+        for role, seats in layout.seats.items()
+        if not any(_fits(bundles[seats[0]], node) for node in nodes)
     ]
-    total = {key: sum(bundle.get(key, 0.0) for bundle in bundles) for key in ("CPU", "GPU")}
     cluster = ray.cluster_resources()
     if too_large or not _fits(total, cluster):
         what = ", ".join(too_large) or ", ".join(
-            f"placement.{role} ({resources.num_actors} x {_show(_bundle(resources))})"
+            f"placement.{role} ({resources.num_actors} x {_show(bundle_of(resources.num_cpus, resources.num_gpus))})"
             for role, resources in roles.items()
         )
         raise PlacementError(
@@ -83,11 +92,7 @@ def reserve(roles: Mapping[str, RoleResources], strategy: str, timeout: float, w
     except BaseException:
         remove_placement_group(group)
         raise
-    return Placement(group, ranges)
-
-
-def _bundle(resources: RoleResources) -> dict[str, float]:
-    return {key: value for key, value in (("CPU", resources.num_cpus), ("GPU", resources.num_gpus)) if value > 0}
+    return Placement(group, layout)
 
 
 def _fits(needed: Mapping[str, float], there: Mapping[str, float]) -> bool:

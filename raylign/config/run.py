@@ -132,6 +132,12 @@ class RunConfig(Config):
             raise ValueError(
                 f"placement.rollout.num_actors: colocated engines sit beside policy ranks; set {ranks}, not {engines}"
             )
+        for role in ("policy", "critic", "rollout", "reference", "reward"):
+            if getattr(self.placement, role).num_gpus > 1:
+                raise ValueError(
+                    f"placement.{role}.num_gpus: colocated actors take turns on one GPU; set 1 and more num_actors, or "
+                    "placement.mode: disaggregated"
+                )
         if self.rollout.elastic:
             raise ValueError("rollout.elastic: colocated engines cannot come and go; set placement.mode: disaggregated")
         if self.algorithm.max_staleness:

@@ -40,6 +40,7 @@ class Roles:
     groups: dict[str, Any]
     pool: ActorPool | None = None
     resources: dict[str, tuple[RoleResources, int]] = field(default_factory=dict)  # and threads, by role
+    mode: str = "disaggregated"
 
     def __getitem__(self, role: str) -> Any:
         return self.groups[role]
@@ -53,7 +54,7 @@ class Roles:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self.pool and error is None:
             kept = {name: group.shell for name, group in self.groups.items()}
-            self.pool.give(_key(kept, self.resources), self)
+            self.pool.give(_key(kept, self.resources, self.mode), self)
         else:
             self.kill()
 
@@ -86,7 +87,8 @@ def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | No
         resources[name] = (needed, needed.num_threads or _threads(name, names))
     pool = run.pool if _reusable(config, resources) else None
     made = {name: _build(config, name, commit, total_steps, threads) for name, (_, threads) in resources.items()}
-    kept = pool and pool.take(_key({name: shell for name, (_, shell, _) in made.items()}, resources))
+    shells = {name: shell for name, (_, shell, _) in made.items()}
+    kept = pool and pool.take(_key(shells, resources, config.placement.mode))
     roles = kept if isinstance(kept, Roles) else _place(run, pool, resources)
     try:
         run.view.phase("starting " + ", ".join(names))
@@ -94,6 +96,7 @@ def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | No
             for name, (kind, shell, build) in made.items():
                 if kept is None:
                     needed, threads = resources[name]
+                    needed = needed.model_copy(update={"num_gpus": roles.placement.gpu_share(name)})
                     roles.groups[name] = kind(name, shell, needed, roles.placement.slots(name), threads)
                 roles.groups[name].build = build
             _start(run, roles, commit)
@@ -108,8 +111,9 @@ def _place(run: Run, pool: ActorPool | None, resources: dict[str, tuple[RoleReso
     if run.pool:
         run.pool.close()  # what it keeps holds resources
     needed = {name: of_role for name, (of_role, _) in resources.items()}
-    strategy, timeout = run.config.placement.strategy, run.config.limits.placement
-    return Roles(reserve(needed, strategy, timeout, run.waiter), {}, pool, resources)
+    wanted, timeout = run.config.placement, run.config.limits.placement
+    placement = reserve(needed, wanted.strategy, timeout, run.waiter, wanted.mode)
+    return Roles(placement, {}, pool, resources, wanted.mode)
 
 
 def _reusable(config: RunConfig, resources: dict[str, tuple[RoleResources, int]]) -> bool:
@@ -119,9 +123,9 @@ def _reusable(config: RunConfig, resources: dict[str, tuple[RoleResources, int]]
     return alone and ("rollout" not in resources or config.rollout.engine == "transformers")
 
 
-def _key(shells: dict[str, type], resources: dict[str, tuple[RoleResources, int]]) -> str:
+def _key(shells: dict[str, type], resources: dict[str, tuple[RoleResources, int]], mode: str) -> str:
     """Actors with an equal key can serve the same run: their classes, resources and threads, role by role."""
-    return repr(sorted((name, shell.__name__, *resources[name]) for name, shell in shells.items()))
+    return mode + repr(sorted((name, shell.__name__, *resources[name]) for name, shell in shells.items()))
 
 
 def role_resources(config: RunConfig, name: str) -> RoleResources:

@@ -136,6 +136,48 @@ def test_contradictions_say_what_to_write(write, text, change, problem):
     assert problem in line
 
 
+COLOCATED = "placement: {mode: colocated, policy: {num_actors: 2}, rollout: {num_actors: 2}}\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ("learner: {sharding: {shard_size: 2}}", "learner.sharding: shard_size: only fsdp splits the model"),
+        ("learner: {sharding: {cpu_offload: true}}", "learner.sharding: cpu_offload: only fsdp moves shards"),
+        (
+            "learner: {sharding: {strategy: fsdp, shard_size: 2}}\nplacement: {policy: {num_actors: 3}}",
+            "placement.policy.num_actors: 3 ranks do not make whole copies of learner.sharding.shard_size 2",
+        ),
+        (
+            "learner: {sharding: {tensor_parallel: 2}}\nplacement: {policy: {num_actors: 2}}",
+            "placement.critic.num_actors: 1 ranks do not make whole copies",
+        ),
+        ("rollout: {engine: 'my.engine:Engine'}", "rollout: engine: my.engine:Engine is code of yours"),
+        ("rollout: {engine: vlm}", "rollout.engine: "),
+        ("rollout: {engine: transformers, tensor_parallel: 2}", "rollout: tensor_parallel: only vLLM splits a model"),
+        ("rollout: {elastic: {min_engines: 3, max_engines: 2}}", "max_engines: 2 is less than min_engines 3"),
+        (
+            COLOCATED.replace("rollout: {num_actors: 2}", "rollout: {num_actors: 1}"),
+            "placement.rollout.num_actors: colocated engines sit beside policy ranks; set 2, not 1",
+        ),
+        (COLOCATED.replace("num_actors: 2", "num_actors: 2, num_gpus: 2", 1), "placement.policy.num_gpus: colocated"),
+        (COLOCATED + "rollout: {elastic: {max_engines: 4}}", "rollout.elastic: colocated engines cannot come and go"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(write, lines, problem):
+    (line,) = problems(write(PPO + lines))
+    assert problem in line
+
+
+def test_layouts_that_can_be(write):
+    for lines in (
+        "learner: {sharding: {strategy: fsdp, shard_size: 2}}\nplacement: {policy: {num_actors: 4}, critic: {num_actors: 2}}",
+        COLOCATED,
+        "rollout: {engine: 'my.engine:Engine', allow_code: true, elastic: {max_engines: 8}}",
+    ):
+        assert load_config(write(PPO + lines)).algorithm.name == "ppo"
+
+
 @pytest.mark.parametrize("beta", ["0", "0.0", "-0.1"])
 @pytest.mark.parametrize("name", ["dpo", "kto", "simpo", "orpo"])
 def test_a_beta_that_is_not_above_zero_is_refused(write, name, beta):

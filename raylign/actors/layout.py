@@ -1,0 +1,62 @@
+"""Which actor gets which bundle: arithmetic on the config, before any cluster is asked.
+
+Disaggregated, an actor has a bundle of its own. Colocated, actor i of every role sits in bundle i, which has the CPUs of
+all of them and the GPUs of the one that wants most; they take turns on those, and Ray is told a share each.
+
+    policy x 2, rollout x 2, reward x 1, one GPU each: disaggregated, 5 bundles; colocated, 2 and a third of a GPU each:
+    bundle 0: policy 0, rollout 0, reward 0            bundle 1: policy 1, rollout 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from raylign.config import RoleResources
+
+Bundle = dict[str, float]  # CPU and GPU; what is 0 is left out
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Bundles of a run, and what each role has of them."""
+
+    bundles: list[Bundle]
+    seats: dict[str, range]  # the bundle of each actor of a role
+    gpu_shares: dict[str, float]  # what Ray counts each actor of a role for
+
+    @property
+    def total(self) -> Bundle:
+        return {key: sum(bundle.get(key, 0.0) for bundle in self.bundles) for key in ("CPU", "GPU")}
+
+
+def lay_out(roles: Mapping[str, RoleResources], mode: Literal["disaggregated", "colocated"]) -> Layout:
+    """The layout of these roles; see the module."""
+    if mode == "colocated":
+        return _colocated(roles)
+    bundles: list[Bundle] = []
+    seats = {}
+    for role, needed in roles.items():
+        seats[role] = range(len(bundles), len(bundles) + needed.num_actors)
+        bundles += [bundle_of(needed.num_cpus, needed.num_gpus)] * needed.num_actors
+    return Layout(bundles, seats, {role: needed.num_gpus for role, needed in roles.items()})
+
+
+def bundle_of(num_cpus: float, num_gpus: float) -> Bundle:
+    return {key: value for key, value in (("CPU", num_cpus), ("GPU", num_gpus)) if value > 0}
+
+
+def _colocated(roles: Mapping[str, RoleResources]) -> Layout:
+    bundles: list[Bundle] = []
+    shares = dict.fromkeys(roles, 0.0)
+    for i in range(max(needed.num_actors for needed in roles.values())):
+        here = {role: needed for role, needed in roles.items() if i < needed.num_actors}
+        num_gpus = max(needed.num_gpus for needed in here.values())
+        bundles.append(bundle_of(sum(needed.num_cpus for needed in here.values()), num_gpus))
+        users = [role for role, needed in here.items() if needed.num_gpus > 0]
+        for role in users:
+            # Cut, not rounded: Ray counts in ten-thousandths, and the shares must not come to more than there is.
+            share = int(num_gpus / len(users) * 10_000) / 10_000
+            shares[role] = min(share, shares[role] or share)
+    return Layout(bundles, {role: range(needed.num_actors) for role, needed in roles.items()}, shares)
