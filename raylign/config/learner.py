@@ -20,6 +20,11 @@ class ShardingConfig(Config):
     cpu_offload: bool = False
     """Keep the shards of weights, gradients and optimizer in the host's memory between uses."""
 
+    @property
+    def splits_model(self) -> bool:
+        """Whether several ranks hold one copy of the model between them."""
+        return self.strategy == "fsdp" or self.tensor_parallel > 1
+
     @model_validator(mode="after")
     def _consistent(self):
         if self.strategy == "replicate":

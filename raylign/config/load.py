@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from raylign.config.base import Config
 from raylign.config.run import RunConfig
 from raylign.errors import ConfigError
 
+C = TypeVar("C", bound=Config)
 Loc = tuple[str | int, ...]
 Lines = dict[Loc, str | int]  # where a key stands: the line of the file, or the override or option that set it
 
@@ -31,8 +33,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return build_config(path, tree, lines, overrides)
 
 
-def read_tree(path: str | Path) -> tuple[dict[str, Any], Lines]:
-    """The mapping that a file holds, unchecked, and where each of its keys stands.
+def read_tree(path: str | Path, what: str = "a run config") -> tuple[dict[str, Any], Lines]:
+    """The mapping that a file holds, unchecked, and where each of its keys stands; `what` it is meant to be.
 
     Raises:
         ConfigError: unreadable file, bad YAML, or not a mapping.
@@ -51,7 +53,7 @@ def read_tree(path: str | Path) -> tuple[dict[str, Any], Lines]:
         problem = " ".join(str(getattr(e, "problem", None) or e).split())
         raise ConfigError([f"{place}: not valid YAML: {problem}; check indentation and quotes"]) from None
     if not isinstance(tree, dict):
-        raise ConfigError([f"{path}:1: a run config is a mapping of keys to values; this file is not"])
+        raise ConfigError([f"{path}:1: {what} is a mapping of keys to values; this file is not"])
     return tree, lines
 
 
@@ -64,10 +66,19 @@ def build_config(path: str | Path, tree: dict[str, Any], lines: Lines, overrides
 
 def parse_config(tree: dict[str, Any], source: str = "config", lines: Lines | None = None) -> RunConfig:
     """Validate a config given as nested dicts; `source` and `lines` only serve the error messages."""
+    return parse_as(RunConfig, tree, source, lines)
+
+
+def parse_as(kind: type[C], tree: dict[str, Any], source: str, lines: Lines | None = None) -> C:
+    """Validate nested dicts as another kind of config, with errors of the same form.
+
+    Raises:
+        ConfigError: one line for each fault.
+    """
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as e:
-        raise ConfigError([_explain(fault, source, lines or {}) for fault in e.errors()]) from None
+        raise ConfigError([_explain(kind, fault, source, lines or {}) for fault in e.errors()]) from None
 
 
 def _anchor(node: Any, folder: Path) -> Any:
@@ -115,8 +126,8 @@ def _lines(node: yaml.Node | None, at: Loc = ()) -> Lines:
     return found
 
 
-def _explain(fault: Any, source: str, lines: dict[Loc, str | int]) -> str:
-    keys, owner = _walk(fault["loc"])
+def _explain(root: type[BaseModel], fault: Any, source: str, lines: dict[Loc, str | int]) -> str:
+    keys, owner = _walk(root, fault["loc"])
     tag_key = fault.get("ctx", {}).get("discriminator", "").strip("'")
     if fault["type"] == "union_tag_invalid":
         keys = (*keys, tag_key)
@@ -130,7 +141,7 @@ def _explain(fault: Any, source: str, lines: dict[Loc, str | int]) -> str:
         case "missing":
             message = "this key is required; add it"
         case "union_tag_not_found":
-            message = f"say which one with {tag_key}: one of {_tags(keys)}"
+            message = f"say which one with {tag_key}: one of {_tags(root, keys)}"
         case "union_tag_invalid":
             tags = [t.strip(" '") for t in fault["ctx"]["expected_tags"].split(",")]
             message = f"unknown {tag_key} {fault['ctx']['tag']!r}; {_nearest(str(fault['ctx']['tag']), tags)}"
@@ -147,11 +158,11 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
-def _walk(loc: Loc) -> tuple[Loc, type[BaseModel] | None]:
+def _walk(root: type[BaseModel], loc: Loc) -> tuple[Loc, type[BaseModel] | None]:
     """The path as the user writes it (pydantic inserts union tags) and the class that holds its last key."""
     keys: list[str | int] = []
-    kinds: list[type[BaseModel]] = [RunConfig]
-    owner: type[BaseModel] | None = RunConfig
+    kinds: list[type[BaseModel]] = [root]
+    owner: type[BaseModel] | None = root
     for part in loc:
         tagged = [k for k in kinds if part in _tags_of(k)]
         if len(kinds) > 1 and tagged:
@@ -177,8 +188,8 @@ def _tags_of(kind: type[BaseModel]) -> tuple[Any, ...]:
     return ()
 
 
-def _tags(keys: Loc) -> str:
-    kinds: list[type[BaseModel]] = [RunConfig]
+def _tags(root: type[BaseModel], keys: Loc) -> str:
+    kinds: list[type[BaseModel]] = [root]
     for key in keys:
         kinds = _classes(kinds[0].model_fields[str(key)].annotation)
     return ", ".join(str(tag) for kind in kinds for tag in _tags_of(kind))

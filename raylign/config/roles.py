@@ -143,6 +143,9 @@ class PlacementConfig(Config):
     rollout: RoleResources = RoleResources()
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How Ray lays the actors over the nodes."""
+    autoscaling: bool = False
+    """The cluster grows when asked: wait up to limits.placement for nodes instead of refusing what is too large for
+    those that are there."""
 
 
 class LimitsConfig(Config):

@@ -98,7 +98,9 @@ class RunConfig(Config):
                     f"algorithm.minibatches: {self.algorithm.minibatches} is more than the {samples} samples of a step"
                 )
         self._check_ranks()
+        self._check_adapter()
         self._check_colocation()
+        self._check_engine_gpus()
         if self.evaluation and algorithm != "reward_model" and not (self.evaluation.reward or self.reward):
             raise ValueError("evaluation.reward: nothing scores the evaluation; set it or the run's reward")
         if self.task is None:
@@ -123,6 +125,19 @@ class RunConfig(Config):
                     f"{sharding.shard_size or 1} x tensor_parallel {sharding.tensor_parallel}; set a multiple of {copy}"
                 )
 
+    def _check_adapter(self) -> None:
+        """What cannot be split together with an adapter."""
+        lora, sharding = self.model.lora, self.learner.sharding
+        if lora and sharding.tensor_parallel > 1:
+            raise ValueError(
+                "learner.sharding.tensor_parallel: matrices with an adapter stay whole; set 1, or no model.lora"
+            )
+        if lora and lora.base_quantization != "none" and sharding.strategy == "fsdp":
+            raise ValueError(
+                "model.lora.base_quantization: quantised weights are not split; set none, or learner.sharding.strategy: "
+                "replicate"
+            )
+
     def _check_colocation(self) -> None:
         """An engine and a policy rank share a place, so there are as many of each and they take turns."""
         if self.placement.mode != "colocated" or not isinstance(self.algorithm, OnlineConfig):
@@ -142,6 +157,16 @@ class RunConfig(Config):
             raise ValueError("rollout.elastic: colocated engines cannot come and go; set placement.mode: disaggregated")
         if self.algorithm.max_staleness:
             raise ValueError("algorithm.max_staleness: colocated engines sleep while the policy learns; set 0")
+
+    def _check_engine_gpus(self) -> None:
+        """An engine that is split over GPUs gets as many; without any it is split over CPU processes."""
+        rollout, num_gpus = self.rollout, self.placement.rollout.num_gpus
+        ranks = rollout.tensor_parallel * rollout.pipeline_parallel
+        if num_gpus and ranks > 1 and num_gpus != ranks:
+            raise ValueError(
+                f"placement.rollout.num_gpus: {num_gpus:g} for an engine of rollout.tensor_parallel "
+                f"{rollout.tensor_parallel} x pipeline_parallel {rollout.pipeline_parallel}; set {ranks}, or split it less"
+            )
 
     def sources(self) -> list[tuple[str, str]]:
         """Every (dotted place, value) that names a model or dataset: the edges of the graph of runs."""

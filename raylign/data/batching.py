@@ -12,7 +12,7 @@ def default_pass_tokens(on_gpu: bool) -> int:
     return 16_384 if on_gpu else 2048
 
 
-def micro_batches(lengths: LongArray, max_tokens: int, rows_per_item: int = 1) -> list[LongArray]:
+def micro_batches(lengths: LongArray, max_tokens: int, rows_per_item: int = 1, min_groups: int = 1) -> list[LongArray]:
     """Split items into groups whose padded size stays within a budget.
 
     Every item is in exactly one group; `len(group) * rows_per_item * max(lengths[group]) <= max_tokens` unless the
@@ -23,11 +23,14 @@ def micro_batches(lengths: LongArray, max_tokens: int, rows_per_item: int = 1) -
         lengths: tokens of each item (of the longer side, for pairs): [N].
         max_tokens: budget of padded tokens for a group.
         rows_per_item: rows an item adds to the padded batch; 2 for pairs.
+        min_groups: as many groups at least, if there are as many items: one for each rank that shares the work.
     Returns:
         Groups of item indices, int64.
 
     >>> [group.tolist() for group in micro_batches(np.array([2, 9, 3, 4]), max_tokens=8)]
     [[1], [3, 2], [0]]
+    >>> [group.tolist() for group in micro_batches(np.array([2, 9, 3, 4]), max_tokens=99, min_groups=2)]
+    [[1, 3], [2, 0]]
     """
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     groups: list[LongArray] = []
@@ -37,4 +40,10 @@ def micro_batches(lengths: LongArray, max_tokens: int, rows_per_item: int = 1) -
         size = max(max_tokens // (rows_per_item * longest), 1)
         groups.append(order[at : at + size])
         at += size
+    while len(groups) < min(min_groups, len(order)):
+        # The heaviest in two: the ranks' shares come out about equal.
+        weights = [len(group) * max(int(lengths[group[0]]), 1) * (len(group) > 1) for group in groups]
+        heaviest = int(np.argmax(weights))
+        group = groups[heaviest]
+        groups[heaviest : heaviest + 1] = [group[: len(group) // 2], group[len(group) // 2 :]]
     return groups

@@ -10,7 +10,7 @@ from raylign.config import ModelConfig, PPOConfig
 from raylign.learners.learner import Learner
 from raylign.learners.passes import run_passes
 from raylign.learners.spec import LearnerSpec
-from raylign.learners.world import World
+from raylign.learners.world import World, is_sent_weights
 from raylign.models.description import load_tokenizer
 from raylign.models.forward import completion_values
 from raylign.models.infer import batch_values
@@ -22,7 +22,8 @@ class CriticLearner(Learner):
     role = "critic"
 
     def __init__(self, model: ModelConfig, spec: LearnerSpec, algorithm: PPOConfig, world: World | None = None) -> None:
-        super().__init__(load_critic(model), load_tokenizer(model), spec, world)
+        empty = is_sent_weights(world, spec.sharding)
+        super().__init__(load_critic(model, spec.seed, empty), load_tokenizer(model), spec, world)
         self.algorithm = algorithm
 
     def values(self, batch: RolloutBatch) -> FloatArray:
@@ -35,6 +36,7 @@ class CriticLearner(Learner):
                 batch.completion_mask,
                 max_tokens=self.spec.micro_batch_tokens,
                 compute_dtype=self.compute_dtype,
+                ranks=self.ranks,
             )
 
     def update(self, experience: Experience) -> dict[str, float]:

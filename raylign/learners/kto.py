@@ -41,12 +41,12 @@ class KTOLearner(PolicyLearner):
         """One optimizer step on these rows of the dataset."""
         with self.timed("time/update_policy"):
             sequences = self.data.sequences
-            groups = by_length(rows, sequences.tokens.lengths, self.spec.micro_batch_tokens)
+            groups = by_length(self, rows, sequences.tokens.lengths)
             metrics = self.optimizer_step(groups, len(rows), partial(self._loss, kl=self._reference_point(rows)))
             return _by_kind(metrics) | {"tokens/trained": float(completion_tokens([sequences], rows))}
 
     def _reference_point(self, rows: LongArray) -> Tensor:
-        """Of the whole step, so before any of its micro-batches; every rank computes all of it."""
+        """Of the whole step, so before any of its micro-batches; the same on every rank."""
         data = self.data.mismatched
         logprobs = self.batch_logprobs(
             data.tokens.padded(rows),

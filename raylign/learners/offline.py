@@ -20,9 +20,10 @@ RefLogprobs = tuple[FloatArray, FloatArray]
 """Sums over completions under the reference, of both `sides` of a dataset: [N] each."""
 
 
-def by_length(rows: LongArray, lengths: LongArray, max_tokens: int, rows_per_item: int = 1) -> list[LongArray]:
-    """Micro-batches of the picked rows; `lengths` are those of the whole dataset."""
-    return [rows[group] for group in micro_batches(lengths[rows], max_tokens, rows_per_item)]
+def by_length(learner: Learner, rows: LongArray, lengths: LongArray, rows_per_item: int = 1) -> list[LongArray]:
+    """Micro-batches of the picked rows for a step of all ranks; `lengths` are those of the whole dataset."""
+    budget, ranks = learner.spec.micro_batch_tokens, learner.ranks.data_size
+    return [rows[group] for group in micro_batches(lengths[rows], budget, rows_per_item, min_groups=ranks)]
 
 
 def pair_lengths(data: PairSet) -> LongArray:
@@ -63,7 +64,7 @@ def update_on_pairs(
 ) -> dict[str, float]:
     """One optimizer step of a learner on some pairs of its dataset; `loss` sums over those of a micro-batch."""
     with learner.timed("time/update_policy"):
-        groups = by_length(rows, pair_lengths(data), learner.spec.micro_batch_tokens, rows_per_item=2)
+        groups = by_length(learner, rows, pair_lengths(data), rows_per_item=2)
         metrics = learner.optimizer_step(groups, len(rows), loss)
         return metrics | {"tokens/trained": float(completion_tokens(data.sides, rows))}
 

@@ -39,7 +39,8 @@ def run_passes(
         divisor = normaliser(items)
         if divisor == 0:  # every score of the minibatch was invalid
             continue
-        groups = [items[g] for g in micro_batches(lengths[items], learner.spec.micro_batch_tokens, rows_per_item)]
+        budget, ranks = learner.spec.micro_batch_tokens, learner.ranks.data_size
+        groups = [items[g] for g in micro_batches(lengths[items], budget, rows_per_item, min_groups=ranks)]
         steps.append(learner.optimizer_step(groups, divisor, loss, num_elements and num_elements(items)))
     if not steps:
         return {}

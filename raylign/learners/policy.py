@@ -9,7 +9,7 @@ import numpy as np
 from raylign.config import ModelConfig, OnlineConfig, SamplingConfig
 from raylign.learners.learner import Learner
 from raylign.learners.spec import LearnerSpec
-from raylign.learners.world import World
+from raylign.learners.world import World, is_sent_weights
 from raylign.models.description import load_tokenizer
 from raylign.models.infer import batch_logprobs
 from raylign.models.load import DTYPES, export_weights, load_causal
@@ -22,7 +22,8 @@ class PolicyLearner(Learner):
     role = "policy"
 
     def __init__(self, model: ModelConfig, spec: LearnerSpec, world: World | None = None) -> None:
-        super().__init__(load_causal(model), load_tokenizer(model), spec, world)
+        empty = is_sent_weights(world, spec.sharding)
+        super().__init__(load_causal(model, spec.seed, empty), load_tokenizer(model), spec, world)
 
     def batch_logprobs(
         self, tokens: IntArray, lengths: LongArray, completion_mask: BoolArray, temperature: float
@@ -36,10 +37,12 @@ class PolicyLearner(Learner):
             temperature=temperature,
             max_tokens=self.spec.micro_batch_tokens,
             compute_dtype=self.compute_dtype,
+            ranks=self.ranks,
         )
 
     def weights(self, dtype: str, bucket_bytes: int = 512 * 1024**2) -> list[dict[str, np.ndarray]]:
-        """All weights by Hugging Face name, in buckets of about `bucket_bytes`, in the engine's precision."""
+        """What the engines need to become this policy (see `export_weights`), in the engine's precision and in buckets of
+        about `bucket_bytes`: all weights, or the adapter alone."""
         with self.timed("time/export_weights"):
             buckets: list[dict[str, np.ndarray]] = [{}]
             size = 0

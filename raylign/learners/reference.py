@@ -9,7 +9,7 @@ import torch
 
 from raylign.config import ModelConfig
 from raylign.models.infer import batch_logprobs
-from raylign.models.load import DTYPES, load_causal
+from raylign.models.load import DTYPES, load_frozen
 from raylign.types import FloatArray, LabelledSet, PairSet, RolloutBatch, SequenceSet
 
 
@@ -26,7 +26,7 @@ class ReferenceModel:
         if num_threads:
             torch.set_num_threads(num_threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load_causal(model).eval().requires_grad_(False)
+        self.model = load_frozen(model)
         self.model.to(device=device)  # pyright: ignore[reportCallIssue]  (transformers hides the signature)
         self.micro_batch_tokens = micro_batch_tokens
         self.temperature = temperature

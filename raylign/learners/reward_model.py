@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from raylign.algorithms.loss import LossSum
 from raylign.algorithms.preference_loss import bradley_terry_loss
 from raylign.config import ModelConfig, RewardModelConfig
@@ -11,10 +9,10 @@ from raylign.data.batching import micro_batches
 from raylign.learners.learner import Learner
 from raylign.learners.offline import on_device, padded_pairs, pair_lengths, update_on_pairs
 from raylign.learners.spec import LearnerSpec
-from raylign.learners.world import World
+from raylign.learners.world import World, is_sent_weights
 from raylign.models.description import load_tokenizer
 from raylign.models.forward import sequence_scores
-from raylign.models.infer import autocast
+from raylign.models.infer import autocast, no_gradients
 from raylign.models.load import load_reward_model
 from raylign.types import LongArray, PairSet
 
@@ -27,7 +25,8 @@ class RewardModelLearner(Learner):
     def __init__(
         self, model: ModelConfig, spec: LearnerSpec, algorithm: RewardModelConfig, world: World | None = None
     ) -> None:
-        super().__init__(load_reward_model(model, spec.seed), load_tokenizer(model), spec, world)
+        empty = is_sent_weights(world, spec.sharding)
+        super().__init__(load_reward_model(model, spec.seed, empty), load_tokenizer(model), spec, world)
         self.algorithm = algorithm
 
     def set_data(self, data: PairSet, ref_logprobs: None = None) -> None:
@@ -42,12 +41,16 @@ class RewardModelLearner(Learner):
         sums: dict[str, float] = {}
         learning = self.model.training
         self.model.eval()
-        with torch.inference_mode(), autocast(self.device, self.compute_dtype):
-            for rows in micro_batches(pair_lengths(data), self.spec.micro_batch_tokens, rows_per_item=2):
+        budget, ranks = self.spec.micro_batch_tokens, self.ranks
+        groups = micro_batches(pair_lengths(data), budget, rows_per_item=2, min_groups=ranks.min_groups)
+        with no_gradients(ranks), autocast(self.device, self.compute_dtype):
+            for rows, counts in ranks.share_scoring(groups):
                 result = self._loss_of(data, rows)
-                for name, value in {"loss": result.total, **result.metrics}.items():
+                for name, value in {"loss": result.total, **result.metrics}.items() if counts else ():
                     sums[name] = sums.get(name, 0.0) + float(value)
         self.model.train(learning)
+        if ranks.collective:
+            sums = self.world.sum_metrics(sums, ranks)
         return {name: value / len(data) for name, value in sums.items()}
 
     def _loss(self, rows: LongArray) -> LossSum:

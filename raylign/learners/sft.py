@@ -27,7 +27,7 @@ class SFTLearner(PolicyLearner):
         """One optimizer step on these rows of the dataset."""
         with self.timed("time/update_policy"):
             num_tokens = completion_tokens([self.data], rows)
-            groups = by_length(rows, self.data.tokens.lengths, self.spec.micro_batch_tokens)
+            groups = by_length(self, rows, self.data.tokens.lengths)
             return self.optimizer_step(groups, num_tokens, self._loss) | {"tokens/trained": float(num_tokens)}
 
     def _loss(self, rows: LongArray) -> LossSum:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from raylign.config import OptimizerConfig
+from raylign.config import OptimizerConfig, ShardingConfig
 
 
 @dataclass(frozen=True)
@@ -18,3 +18,4 @@ class LearnerSpec:
     seed: int
     max_skipped_steps: int
     num_threads: int | None = None
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)

@@ -1,4 +1,4 @@
-"""The data-parallel world a learner lives in: one process, or several that sum their gradients."""
+"""The world a learner lives in: one process, or several that split its data, its model, or both."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from raylign.config import ShardingConfig
+from raylign.models.ranks import ALONE, Ranks
 
 
 class World:
@@ -22,14 +26,31 @@ class World:
 
     def __init__(self, rank: int = 0, size: int = 1, address: str | None = None, timeout: float = 300.0) -> None:
         self.rank, self.size = rank, size
+        self._alone = False  # in a process group of its own
         if size > 1:
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                _backend(),
                 init_method=f"tcp://{address}",
                 rank=rank,
                 world_size=size,
                 timeout=timedelta(seconds=timeout),
             )
+
+    def arrange(self, sharding: ShardingConfig, device: torch.device) -> Ranks:
+        """This rank's place when the model is split like that; every rank of the world must ask."""
+        if not sharding.splits_model or (self.size == 1 and not sharding.cpu_offload):
+            return Ranks(data_rank=self.rank, data_size=self.size)
+        if self.size == 1 and not dist.is_initialized():  # one GPU whose weights wait in the host's memory
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+            dist.init_process_group(_backend(), store=store, rank=0, world_size=1)
+            self._alone = True
+        tensor = sharding.tensor_parallel
+        data = self.size // tensor
+        shard = (sharding.shard_size or data) if sharding.strategy == "fsdp" else 1
+        mesh = init_device_mesh(
+            device.type, (data // shard, shard, tensor), mesh_dim_names=("replicate", "shard", "tensor")
+        )
+        return Ranks(data_rank=self.rank // tensor, data_size=data, tensor_rank=self.rank % tensor, mesh=mesh)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over the ranks; a rank without work contributes zeros."""
@@ -42,12 +63,15 @@ class World:
         for p, chunk in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = chunk.view_as(p)
 
-    def sum_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Metrics summed over the ranks; a rank without work brings none and still takes part."""
+    def sum_metrics(self, metrics: dict[str, float], ranks: Ranks = ALONE) -> dict[str, float]:
+        """Metrics summed over the ranks; a rank without work brings none and still takes part.
+
+        Those that share the micro-batches of another (`tensor_rank` above 0) do not count again.
+        """
         if self.size == 1:
             return metrics
         parts: list[dict[str, float]] = [{} for _ in range(self.size)]
-        dist.all_gather_object(parts, metrics)
+        dist.all_gather_object(parts, metrics if ranks.tensor_rank == 0 else {})
         sums: dict[str, float] = defaultdict(float)
         for part in parts:
             for name, value in part.items():
@@ -55,5 +79,14 @@ class World:
         return dict(sums)
 
     def close(self) -> None:
-        if self.size > 1:
+        if self.size > 1 or self._alone:
             dist.destroy_process_group()
+
+
+def _backend() -> str:
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def is_sent_weights(world: World | None, sharding: ShardingConfig) -> bool:
+    """Whether this rank's model may start empty, because rank 0 sends it its part (models/shard.py)."""
+    return world is not None and world.rank > 0 and sharding.splits_model

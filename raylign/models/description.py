@@ -4,6 +4,7 @@ needs no more, starts in a second."""
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,34 @@ def context_length(config: ModelConfig) -> int:
     return int(_text_config(config, "max_position_embeddings"))
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What can be split: attention heads, those of keys and values, layers; width of the feed-forward (None: unsaid)."""
+
+    heads: int
+    kv_heads: int
+    layers: int
+    intermediate: int | None
+
+
+def shape(config: ModelConfig) -> Shape:
+    """The model's shape, as its config.json says.
+
+    Raises:
+        UserError: it has no attention heads to speak of.
+    """
+    heads = _text_config(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        raise UserError(
+            f"model.path: {config.path} names no number of attention heads, by which models are split; set "
+            "tensor_parallel and pipeline_parallel to 1"
+        )
+    kv_heads = _text_config(config, "num_key_value_heads", None)
+    intermediate = _text_config(config, "intermediate_size", None)
+    layers = int(_text_config(config, "num_hidden_layers"))
+    return Shape(heads, kv_heads or heads, layers, intermediate)
+
+
 def stop_tokens(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Token ids that end a completion: the tokenizer's eos and those of the model's own configuration."""
     declared = _text_config(config, "eos_token_id")
@@ -64,8 +93,9 @@ def load_pretrained(kind: Any, source: str, place: str, **options: Any) -> Any:
         raise UserError(f"{place}: cannot load {source}: {reason}") from e
 
 
-def _text_config(config: ModelConfig, key: str) -> Any:
-    """One entry of config.json; transformers, which imports torch, is asked only for what the file leaves to defaults."""
+def _text_config(config: ModelConfig, key: str, *default: Any) -> Any:
+    """One entry of config.json; transformers, which imports torch, is asked only for what the file leaves to defaults.
+    An entry that not every kind of model has takes a default."""
     file = Path(config.path) / "config.json"
     if file.is_file():
         tree = json.loads(file.read_text())
@@ -73,7 +103,7 @@ def _text_config(config: ModelConfig, key: str) -> Any:
             return tree[key]
     trust = {"trust_remote_code": config.trust_remote_code}
     loaded = load_pretrained(_auto("AutoConfig"), config.path, "model.path", revision=config.revision, **trust)
-    return getattr(loaded.get_text_config(), key)
+    return getattr(loaded.get_text_config(), key, *default)
 
 
 def _auto(name: str) -> Any:

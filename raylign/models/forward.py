@@ -6,8 +6,11 @@ changes nothing, and attention takes its fastest path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 
@@ -26,6 +29,32 @@ def completion_hidden(model: PreTrainedModel, tokens: Tensor, completion_mask: T
 
 def completion_logits(model: PreTrainedModel, tokens: Tensor, completion_mask: Tensor) -> Tensor:
     """Logits of the completion tokens: [M, V], M as in `completion_hidden`."""
+    return _whole_pass(_logits, model, tokens, completion_mask)
+
+
+def completion_values(model: PreTrainedModel, tokens: Tensor, completion_mask: Tensor) -> Tensor:
+    """Values of the states in which the completion tokens are chosen: [M] fp32."""
+    return _whole_pass(_values, model, tokens, completion_mask)
+
+
+def sequence_scores(model: PreTrainedModel, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """One score a row, read at its last real token by length: [N] fp32.
+
+    Args:
+        tokens: [N, L] right-padded ids.
+        lengths: [N] tokens in each row.
+    """
+    return _whole_pass(_scores, model, tokens, lengths)
+
+
+def _whole_pass(compute: Callable[..., Tensor], model: PreTrainedModel, *args: Tensor) -> Tensor:
+    """`compute(model, *args)`; FSDP gathers what is outside of the blocks for as long as `model.compute` runs."""
+    if isinstance(model, FSDPModule):
+        return model.compute(compute, *args)  # pyright: ignore[reportCallIssue]  (models/shard.py adds it)
+    return compute(model, *args)
+
+
+def _logits(model: PreTrainedModel, tokens: Tensor, completion_mask: Tensor) -> Tensor:
     head = model.get_output_embeddings()
     assert head is not None, "a language model has an output head"
     logits = head(completion_hidden(model, tokens, completion_mask))
@@ -40,18 +69,11 @@ def completion_logits(model: PreTrainedModel, tokens: Tensor, completion_mask: T
     return logits
 
 
-def completion_values(model: PreTrainedModel, tokens: Tensor, completion_mask: Tensor) -> Tensor:
-    """Values of the states in which the completion tokens are chosen: [M] fp32."""
+def _values(model: PreTrainedModel, tokens: Tensor, completion_mask: Tensor) -> Tensor:
     return _scalar(model, completion_hidden(model, tokens, completion_mask))
 
 
-def sequence_scores(model: PreTrainedModel, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """One score a row, read at its last real token by length: [N] fp32.
-
-    Args:
-        tokens: [N, L] right-padded ids.
-        lengths: [N] tokens in each row.
-    """
+def _scores(model: PreTrainedModel, tokens: Tensor, lengths: Tensor) -> Tensor:
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
     return _scalar(model, last)
@@ -61,4 +83,5 @@ def _scalar(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The score head in the precision of its weights, not autocast's: a wide sum loses too much in bfloat16."""
     head = model.get_submodule("score")
     with torch.autocast(hidden.device.type, enabled=False):
-        return head(hidden.to(next(head.parameters()).dtype)).squeeze(-1).float()
+        scalar = head(hidden.to(next(head.parameters()).dtype)).squeeze(-1).float()
+    return scalar.clone()  # not a view of another tensor: FSDP waits for the gradient of this very one

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from transformers import PreTrainedModel
 from raylign.algorithms.logprobs import token_logprobs
 from raylign.data.batching import micro_batches
 from raylign.models.forward import completion_logits, completion_values
+from raylign.models.ranks import ALONE, Ranks
 from raylign.types import BoolArray, FloatArray, IntArray, LongArray
 
 
@@ -24,6 +27,7 @@ def batch_logprobs(
     temperature: float,
     max_tokens: int,
     compute_dtype: torch.dtype,
+    ranks: Ranks = ALONE,
 ) -> FloatArray:
     """Logprobs of the completion tokens: [N, L] fp32, 0 outside the mask.
 
@@ -31,13 +35,14 @@ def batch_logprobs(
         tokens: [N, L] right-padded; lengths: [N]; completion_mask: [N, L].
         temperature: softmax temperature the logits are divided by.
         max_tokens: padded tokens in one forward pass.
+        ranks: where the model is split over several, each computes its share, and all return all of it.
     """
 
     def logprobs(rows: Tensor, mask: Tensor) -> Tensor:
         logits = completion_logits(model, rows, mask)
         return token_logprobs(logits, rows[:, 1:][mask[:, 1:]], temperature=temperature, with_entropy=False).logprobs
 
-    return _per_token(logprobs, model, tokens, lengths, completion_mask, max_tokens, compute_dtype)
+    return _per_token(logprobs, model, tokens, lengths, completion_mask, max_tokens, compute_dtype, ranks)
 
 
 def batch_values(
@@ -48,13 +53,14 @@ def batch_values(
     *,
     max_tokens: int,
     compute_dtype: torch.dtype,
+    ranks: Ranks = ALONE,
 ) -> FloatArray:
     """Values of the states before the completion tokens: [N, L] fp32, 0 outside the mask."""
 
     def values(rows: Tensor, mask: Tensor) -> Tensor:
         return completion_values(model, rows, mask)
 
-    return _per_token(values, model, tokens, lengths, completion_mask, max_tokens, compute_dtype)
+    return _per_token(values, model, tokens, lengths, completion_mask, max_tokens, compute_dtype, ranks)
 
 
 def _per_token(
@@ -65,21 +71,33 @@ def _per_token(
     completion_mask: BoolArray,
     max_tokens: int,
     compute_dtype: torch.dtype,
+    ranks: Ranks,
 ) -> FloatArray:
-    device = next(model.parameters()).device
+    device = compute_device(model, ranks)
     out = np.zeros(tokens.shape, dtype=np.float32)
     learning = model.training
     model.eval()
-    with torch.inference_mode(), autocast(device, compute_dtype):
-        for group in micro_batches(lengths, max_tokens):
+    with no_gradients(ranks), autocast(device, compute_dtype):
+        for group, counts in ranks.share_scoring(micro_batches(lengths, max_tokens, min_groups=ranks.min_groups)):
             width = int(lengths[group].max())
             mask = completion_mask[group, :width]
             rows = torch.from_numpy(tokens[group, :width]).to(device, torch.long)
             block = np.zeros(mask.shape, dtype=np.float32)
             block[mask] = compute(rows, torch.from_numpy(mask).to(device)).float().cpu().numpy()
-            out[group, :width] = block
+            if counts:
+                out[group, :width] = block
     model.train(learning)
-    return out
+    return ranks.sum_over_data(out)
+
+
+def compute_device(model: PreTrainedModel, ranks: Ranks) -> torch.device:
+    """Where passes are computed, which is not where offloaded weights wait."""
+    return next(model.parameters()).device if ranks.mesh is None else torch.device(ranks.mesh.device_type)
+
+
+def no_gradients(ranks: Ranks) -> AbstractContextManager[Any]:
+    """Around passes without gradients. FSDP keeps what it gathers in, and would train on inference tensors later."""
+    return torch.inference_mode() if ranks.mesh is None else torch.no_grad()
 
 
 def autocast(device: torch.device, compute_dtype: torch.dtype) -> torch.autocast:

@@ -8,66 +8,92 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 from raylign.config import ModelConfig
 from raylign.models.description import load_pretrained
+from raylign.models.lora import adapter_state, add_adapter, has_adapter, keep_layout, quantization
+from raylign.models.shard import is_split, whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_causal(config: ModelConfig) -> PreTrainedModel:
-    """A language model, ready to learn: master weights in `weights_dtype`."""
-    return _prepare(_load_model(AutoModelForCausalLM, config), config)
+def load_causal(config: ModelConfig, seed: int = 0, empty: bool = False) -> PreTrainedModel:
+    """A language model, ready to learn: master weights in `weights_dtype`, with an adapter drawn from `seed` if it
+    learns one. `empty`: its structure only, on the meta device, for a rank that is sent its weights."""
+    return _prepare(_load_model(AutoModelForCausalLM, config, empty)[0], config, seed)
 
 
-def load_critic(config: ModelConfig) -> PreTrainedModel:
+def load_frozen(config: ModelConfig) -> PreTrainedModel:
+    """The language model that learners with this config start from, for reading only."""
+    model, _ = _load_model(AutoModelForCausalLM, config)
+    return _prepare(model, config.model_copy(update={"lora": None})).eval().requires_grad_(False)
+
+
+def load_critic(config: ModelConfig, seed: int = 0, empty: bool = False) -> PreTrainedModel:
     """A model with one value per token: the shape of a reward model, whose head is read at every token.
 
     A new head starts at zero, so that the first values are 0 and not noise.
     """
-    model, info = _load_model(AutoModelForSequenceClassification, config, num_labels=1, output_loading_info=True)
-    if any(name.startswith("score.") for name in info["missing_keys"]):
+    model, missing = _load_model(AutoModelForSequenceClassification, config, empty, num_labels=1)
+    if any(name.startswith("score.") for name in missing):
         for parameter in model.score.parameters():
             nn.init.zeros_(parameter)
-    return _prepare(model, config)
+    return _prepare(model, config, seed)
 
 
-def load_reward_model(config: ModelConfig, seed: int = 0) -> PreTrainedModel:
+def load_reward_model(config: ModelConfig, seed: int = 0, empty: bool = False) -> PreTrainedModel:
     """A model with one score per sequence.
 
     A head that the folder does not hold is drawn with variance 1 / (width + 1) (Stiennon et al. 2020, appendix).
     """
-    model, info = _load_model(AutoModelForSequenceClassification, config, num_labels=1, output_loading_info=True)
-    if any(name.startswith("score.") for name in info["missing_keys"]):
+    model, missing = _load_model(AutoModelForSequenceClassification, config, empty, num_labels=1)
+    if any(name.startswith("score.") for name in missing):
         generator = torch.Generator().manual_seed(seed)
         weight = torch.empty(model.score.weight.shape)
         weight.normal_(0, 1 / math.sqrt(weight.shape[1] + 1), generator=generator)
         with torch.no_grad():
             model.score.weight.copy_(weight)
-    return _prepare(model, config)
+    return _prepare(model, config, seed)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder that `from_pretrained` and vLLM load."""
-    model.save_pretrained(folder)
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a folder that `from_pretrained` and vLLM load. `weights`: those of a split model, put together."""
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 
 def export_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    """Every weight by its Hugging Face name as numpy; bfloat16 travels as a uint16 view. Tied weights go once."""
+    """Every weight by its name in a checkpoint as numpy; bfloat16 travels as a uint16 view. Tied weights go once.
+
+    Every rank of a split model has to ask; rank 0 alone gets the weights. In memory transformers keeps the experts of a
+    layer in one tensor; engines read them one by one, as checkpoints have them.
+    Of a model that learns an adapter, only the adapter, by peft's names: nothing else has changed.
+    """
+    if has_adapter(model):
+        return {name: to_numpy(tensor.to(dtype)) for name, tensor in adapter_state(model).items()}
     tied = set(model.all_tied_weights_keys)
-    weights = {}
+    state = {}
     for name, tensor in model.state_dict().items():
         if name not in tied:
-            weights[name] = to_numpy(tensor.detach().to(dtype))
-    return weights
+            full = whole(tensor.to(dtype))
+            if not is_split(model) or dist.get_rank() == 0:
+                state[name] = full.cpu()
+    return {name: to_numpy(tensor) for name, tensor in revert_weight_conversion(model, state).items()}
 
 
 def read_weights(folder: str, dtype: str) -> dict[str, np.ndarray]:
@@ -82,20 +108,23 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
 
 
-def _load_model(kind: Any, config: ModelConfig, **options: Any) -> Any:
-    return load_pretrained(
-        kind,
-        config.path,
-        "model.path",
-        revision=config.revision,
-        dtype=DTYPES[config.weights_dtype],
-        attn_implementation=config.attention,
-        trust_remote_code=config.trust_remote_code,
-        **options,
-    )
+def _load_model(kind: Any, config: ModelConfig, empty: bool = False, **options: Any) -> tuple[Any, list[str]]:
+    """The model and the names of the weights that its folder does not hold."""
+    shape = {"dtype": DTYPES[config.weights_dtype], "attn_implementation": config.attention}
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    if empty:
+        settings = load_pretrained(AutoConfig, config.path, "model.path", **source, **options)
+        with torch.device("meta"):
+            return kind.from_config(settings, trust_remote_code=config.trust_remote_code, **shape), []
+    quantized = quantization(config.lora, DTYPES[config.compute_dtype])
+    options |= {"output_loading_info": True, **shape, **source, **quantized}
+    model, info = load_pretrained(kind, config.path, "model.path", **options)
+    if quantized:
+        keep_layout(model)
+    return model, list(info["missing_keys"])
 
 
-def _prepare(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+def _prepare(model: PreTrainedModel, config: ModelConfig, seed: int = 0) -> PreTrainedModel:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if not config.dropout:
@@ -110,4 +139,7 @@ def _prepare(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
         # Out of the memory-mapped file into memory of torch's own: matrix products differ in their last bits with the
         # alignment of their operands, which in a file depends on the length of its header.
         parameter.data = parameter.data.clone()
-    return model.train(config.dropout or config.gradient_checkpointing)
+    if config.lora:
+        add_adapter(model, config.lora, seed)
+    of_adapter = config.lora is not None and config.lora.dropout > 0
+    return model.train(config.dropout or config.gradient_checkpointing or of_adapter)

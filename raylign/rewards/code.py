@@ -2,62 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from raylign.errors import UserError
+from raylign.user_code import import_callable
 
 
 def import_function(spec: str, place: str = "reward.function") -> Callable[..., Any]:
-    """The function that `package.module:function` or `path/to/file.py:function` names.
-
-    This runs the module's code. `place` is the dotted config path for the error messages.
-
-    Raises:
-        UserError: malformed, no such module, file or function, or the code fails as it is imported.
-    """
-    source, colon, name = spec.rpartition(":")
-    if not colon or not source or not name:
-        raise UserError(f"{place}: {spec!r}: write it as package.module:function or path/to/file.py:function")
-    try:
-        module = _import_file(Path(source), place) if source.endswith(".py") else importlib.import_module(source)
-    except UserError:
-        raise
-    except Exception as e:
-        if isinstance(e, ModuleNotFoundError) and e.name and f"{source}.".startswith(f"{e.name}."):
-            problem = f"no module {source!r}; install its package, or give the path of a .py file"
-        else:
-            problem = f"importing {source} fails with {type(e).__name__}: {' '.join(str(e).split())}; mend it"
-        raise UserError(f"{place}: {problem}") from e
-    function = vars(module).get(name)
-    if not callable(function):
-        close = difflib.get_close_matches(name, [k for k, v in vars(module).items() if callable(v)], n=1)
-        hint = f"did you mean {close[0]}?" if close else f"define it: def {name}(prompts, completions, **columns)"
-        raise UserError(f"{place}: {source} has no function {name!r}; {hint}")
-    return function
-
-
-def _import_file(path: Path, place: str) -> ModuleType:
-    if not path.is_file():
-        raise UserError(f"{place}: no such file: {path}; check the path")
-    path = path.resolve()
-    # Two files of one name must not become one module.
-    name = f"raylign_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{place}: {path} is not a Python file; give the path of one")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    """The function that `package.module:function` or `path/to/file.py:function` names; see `import_callable`."""
+    return import_callable(spec, place, "function", "def {name}(prompts, completions, **columns)")

@@ -10,9 +10,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from raylign.config import RolloutConfig, SamplingConfig
+from raylign.config import LoRAConfig, RolloutConfig, SamplingConfig
 from raylign.errors import UserError
 from raylign.types import FloatArray, IntArray
+from raylign.user_code import import_callable
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -53,9 +54,20 @@ class RolloutEngine(Protocol):
     def load_weights(self, weights: Iterable[tuple[str, NDArray[Any]]]) -> None:
         """Replace the whole model. Hugging Face parameter names; uint16 arrays are bfloat16 bits.
 
+        An engine made with `lora` replaces its adapter instead, which does nothing until then: peft's names, as in
+        `adapter_model.safetensors`.
+
         Raises ValueError for an unknown name, a wrong shape or a parameter that did not come. After any error the
         engine must be loaded again before it is used.
         """
+        ...
+
+    def sleep(self) -> None:
+        """Leave the GPU's memory to others; the weights stay, in the host's."""
+        ...
+
+    def wake(self) -> None:
+        """Undo `sleep`; before anything else is asked."""
         ...
 
     def close(self) -> None:
@@ -69,11 +81,25 @@ def make_engine(
     rollout: RolloutConfig,
     dtype: Dtype,
     trust_remote_code: bool = False,
+    lora: LoRAConfig | None = None,
+    sleeps: bool = False,
 ) -> RolloutEngine:
     """The engine that `kind` names, with the weights of `model_path` (a Hugging Face folder or hub name).
 
-    Engines are imported here and not above, because vLLM takes seconds to import and may be absent.
+    `package.module:Class` is called with what the engines of raylign get: `(model_path, rollout, dtype,
+    trust_remote_code)`, and `lora=` where the policy learns an adapter. Engines are imported here and not above, because
+    vLLM takes seconds to import and may be absent. `sleeps`: whether `sleep` will be called.
+
+    Raises:
+        UserError: vLLM is not installed, or the class may not be run or cannot be found.
     """
+    if ":" in kind:
+        if not rollout.allow_code:
+            raise UserError(f"rollout.allow_code: {kind} is code of yours; set true to run it")
+        example = "class {name}: def __init__(self, model_path, rollout, dtype, trust_remote_code)"
+        return import_callable(kind, "rollout.engine", "class", example)(
+            model_path, rollout, dtype, trust_remote_code, **({"lora": lora} if lora else {})
+        )
     has_vllm = find_spec("vllm") is not None
     if kind == "vllm" and not has_vllm:
         raise UserError(
@@ -83,11 +109,11 @@ def make_engine(
     if kind == "vllm" or (kind == "auto" and has_vllm):
         from raylign.rollout.vllm_engine import VLLMEngine
 
-        return VLLMEngine(model_path, rollout, dtype, trust_remote_code)
+        return VLLMEngine(model_path, rollout, dtype, trust_remote_code, lora, sleeps)
 
     from raylign.rollout.transformers_engine import TransformersEngine
 
-    return TransformersEngine(model_path, rollout, dtype, trust_remote_code)
+    return TransformersEngine(model_path, rollout, dtype, trust_remote_code, lora)
 
 
 def context_length(model_config: Any, rollout: RolloutConfig) -> int | None:

@@ -19,9 +19,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from raylign.config import RolloutConfig, SamplingConfig
+from raylign.config import LoRAConfig, RolloutConfig, SamplingConfig
+from raylign.models.lora import adapter_parameters, add_adapter, keep_layout, quantization, set_adapter
 from raylign.rollout.engine import Completion, Dtype, context_length
-from raylign.rollout.weights import as_tensor, check_weights
+from raylign.rollout.weights import as_tensor, check_adapter, check_weights
 
 # Bounds of one `generate` call: keys and values of 65,536 tokens, and 2**26 logits (256 MiB in fp32) a step.
 CHUNK_TOKENS = 65_536
@@ -31,15 +32,31 @@ CHUNK_LOGITS = 2**26
 class TransformersEngine:
     """`RolloutEngine` over an `AutoModelForCausalLM`, on the accelerator if there is one."""
 
-    def __init__(self, model_path: str, rollout: RolloutConfig, dtype: Dtype, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        rollout: RolloutConfig,
+        dtype: Dtype,
+        trust_remote_code: bool = False,
+        lora: LoRAConfig | None = None,
+    ) -> None:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
         self.max_model_len = context_length(config, rollout)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self._device = accelerator or torch.device("cpu")
         # Any: the stubs of transformers know neither `.to` nor `.generate` of what this returns.
         model: Any = AutoModelForCausalLM.from_pretrained(
-            model_path, config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+            model_path,
+            config=config,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            **quantization(lora, getattr(torch, dtype)),
         )
+        if lora:
+            if lora.base_quantization != "none":
+                keep_layout(model)
+            add_adapter(model, lora)
+        self._has_adapter = lora is not None
         self._model = model.to(self._device).eval()
         # A checkpoint may ask for its own top-k or repetition penalty, which would bias the samples unseen.
         self._model.generation_config = GenerationConfig()
@@ -66,11 +83,21 @@ class TransformersEngine:
 
     def load_weights(self, weights: Iterable[tuple[str, NDArray[Any]]]) -> None:
         arrays = dict(weights)
+        if self._has_adapter:
+            check_adapter(adapter_parameters(self._model), arrays)
+            set_adapter(self._model, {name: as_tensor(array) for name, array in arrays.items()}, "weights: the adapter")
+            return
         check_weights(self._model, arrays)
         tensors = dict(self._model.named_parameters(remove_duplicate=False)) | dict(self._model.named_buffers())
         with torch.no_grad():
             for name, array in arrays.items():
                 tensors[name].copy_(as_tensor(array))
+
+    def sleep(self) -> None:
+        self._model.to("cpu")
+
+    def wake(self) -> None:
+        self._model.to(self._device)
 
     def close(self) -> None:
         del self._model

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from raylign.config import RolloutConfig, SamplingConfig
+from raylign.config import LoRAConfig, RolloutConfig, SamplingConfig
 from raylign.errors import UserError
+from raylign.models.load import to_numpy
+from raylign.models.lora import adapter_files, adapter_parameters, add_adapter, quantization
+from raylign.models.merge import merged_state
 from raylign.rollout.engine import Completion, Dtype, context_length
-from raylign.rollout.weights import as_tensor, check_weights, tied_names
+from raylign.rollout.weights import as_tensor, check_adapter, check_weights, tied_names
 
+SHARED_MEMORY = Path("/dev/shm")
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM quietly raises lower ones, and refuses higher ones
 
 
@@ -28,21 +35,32 @@ class VLLMEngine:
     takes the process's default torch.distributed group.
     """
 
-    def __init__(self, model_path: str, rollout: RolloutConfig, dtype: Dtype, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        rollout: RolloutConfig,
+        dtype: Dtype,
+        trust_remote_code: bool = False,
+        lora: LoRAConfig | None = None,
+        sleeps: bool = False,
+    ) -> None:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
         context_length(config, rollout)  # says in one line what vLLM says in ten
         on_cpu = not torch.accelerator.is_available()
+        self._sleeps = sleeps and not on_cpu  # on a CPU there is nothing to leave
         enforce_eager = on_cpu if rollout.enforce_eager is None else rollout.enforce_eager
         _prepare_process(compile_nothing=on_cpu and enforce_eager)
         try:
             self._llm = _quiet_llm(
                 model_path,
+                lora,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
                 skip_tokenizer_init=True,
                 generation_config="vllm",  # not the checkpoint's own top-k or repetition penalty
                 max_model_len=rollout.max_model_len,
                 enforce_eager=enforce_eager,
+                enable_sleep_mode=self._sleeps,
                 gpu_memory_utilization=rollout.gpu_memory_utilization,
                 kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if on_cpu else None,
                 logprobs_mode="processed_logprobs",  # after temperature, top-k and top-p
@@ -53,6 +71,10 @@ class VLLMEngine:
             )
         except ValueError as error:
             problem = " ".join(str(error).split())
+            if "does not support LoRA" in problem:
+                raise UserError(
+                    f"model.lora: vLLM cannot serve adapters of this model ({problem}); set rollout.engine: transformers"
+                ) from error
             if "KV cache" not in problem and "cache blocks" not in problem:
                 raise
             raise UserError(
@@ -62,6 +84,9 @@ class VLLMEngine:
         self.max_model_len: int | None = self._llm.llm_engine.model_config.max_model_len
         with torch.device("meta"):  # names and shapes of the parameters, without their memory
             self._skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        self._has_adapter = lora is not None
+        if lora:
+            self._start_adapter(model_path, lora, dtype, trust_remote_code)
 
     def generate(
         self,
@@ -97,13 +122,21 @@ class VLLMEngine:
             for seed in seeds
         ]
         requests = [TokensPrompt(prompt_token_ids=prompt.tolist()) for prompt in prompts]
-        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        adapter = _lora_request("loaded before") if self._has_adapter else None
+        outputs = self._llm.generate(requests, params, lora_request=adapter, use_tqdm=False)
         return [_completion(output.outputs[0]) for output in outputs]
 
     def load_weights(self, weights: Iterable[tuple[str, NDArray[Any]]]) -> None:
         arrays = dict(weights)
         # Before vLLM sees them: it only logs what is missing, and what it refuses leaves it half loaded.
-        check_weights(self._skeleton, arrays)
+        if self._has_adapter:
+            check_adapter(adapter_parameters(self._skeleton), arrays)
+            self._load_adapter({name: as_tensor(array) for name, array in arrays.items()})
+        else:
+            check_weights(self._skeleton, arrays)
+            self._load_model(arrays)
+
+    def _load_model(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         tied = tied_names(self._skeleton)
 
         def tensors():
@@ -116,6 +149,40 @@ class VLLMEngine:
                         yield other, tensor
 
         self._llm.collective_rpc("load_policy", args=(tensors(),))
+
+    def _start_adapter(self, model_path: str, lora: LoRAConfig, dtype: Dtype, trust_remote_code: bool) -> None:
+        """Load the adapter that does nothing, so that what vLLM cannot adapt is refused before anything is learned."""
+        if lora.base_quantization != "none":
+            # What the learner's quantised weights stand for, so that engine and learner have the same base. Quantised
+            # from fp32, which holds a checkpoint of any precision.
+            quantized = AutoModelForCausalLM.from_pretrained(
+                model_path,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                **quantization(lora, torch.float32),
+            )
+            precision = getattr(torch, dtype)
+            self._load_model({name: to_numpy(t.to(precision)) for name, t in merged_state(quantized).items()})
+        add_adapter(self._skeleton, lora)
+        try:
+            self._load_adapter({name: torch.zeros(p.shape) for name, p in adapter_parameters(self._skeleton).items()})
+        except ValueError as error:
+            problem = " ".join(str(error).split())
+            raise UserError(
+                f"model.lora.targets: vLLM cannot adapt all of these layers; name others, or set rollout.engine: "
+                f"transformers. vLLM says: {problem}"
+            ) from error
+
+    def _load_adapter(self, state: dict[str, torch.Tensor]) -> None:
+        self._llm.collective_rpc("load_adapter", args=(adapter_files(self._skeleton, state),))
+
+    def sleep(self) -> None:
+        if self._sleeps:
+            self._llm.sleep(level=1)  # keeps the weights, in the host's memory
+
+    def wake(self) -> None:
+        if self._sleeps:
+            self._llm.wake_up()
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
@@ -130,6 +197,35 @@ class WeightLoader:
     def load_policy(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.model_runner.reload_weights(weights_iterator=weights)
 
+    def load_adapter(self, files: Mapping[str, bytes]) -> None:
+        """Replace the adapter by that of a peft folder; vLLM reads it from a path, and only now."""
+        size = sum(map(len, files.values()))
+        shared = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size
+        with TemporaryDirectory(prefix="raylign-adapter-", dir=SHARED_MEMORY if shared else None) as folder:
+            for name, content in files.items():
+                Path(folder, name).write_bytes(content)
+            self.model_runner.add_lora(_lora_request(folder, load_inplace=True))
+
+
+def _lora_request(path: str, load_inplace: bool = False) -> Any:
+    """The only adapter there is. With `load_inplace` vLLM reads the folder, else it takes what it has read."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("policy", 1, path, load_inplace=load_inplace)
+
+
+def _slot_rank(lora: LoRAConfig) -> int:
+    """The smallest rank vLLM has kernels for that holds the adapter's."""
+    from vllm.config.lora import MaxLoRARanks
+
+    ranks = get_args(MaxLoRARanks)
+    if lora.rank > max(ranks):
+        raise UserError(
+            f"model.lora.rank: vLLM serves adapters up to rank {max(ranks)}; lower {lora.rank}, "
+            "or set rollout.engine: transformers"
+        )
+    return min(rank for rank in ranks if rank >= lora.rank)
+
 
 def _completion(output: Any) -> Completion:
     return Completion(
@@ -139,14 +235,15 @@ def _completion(output: Any) -> Completion:
     )
 
 
-def _quiet_llm(model_path: str, **options: Any) -> Any:
-    """`vllm.LLM`, without the deprecation warnings that its own imports and start raise."""
+def _quiet_llm(model_path: str, lora: LoRAConfig | None, **options: Any) -> Any:
+    """`vllm.LLM`, with slots for the adapter, without the deprecation warnings that its imports and start raise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         from vllm import LLM
 
-        return LLM(model_path, **options)
+        slots = {"enable_lora": True, "max_lora_rank": _slot_rank(lora)} if lora else {}
+        return LLM(model_path, **slots, **options)
 
 
 def _prepare_process(compile_nothing: bool) -> None:

@@ -22,6 +22,17 @@ def as_tensor(array: NDArray[Any]) -> torch.Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
+def check_adapter(expected: Mapping[str, torch.Tensor], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ValueError unless `arrays` have the names and shapes of the adapter that is `expected`."""
+    if unknown := arrays.keys() - expected.keys():
+        raise ValueError(f"weights: the adapter has no {_some(unknown)}; was it made with another model.lora?")
+    if missing := expected.keys() - arrays.keys():
+        raise ValueError(f"weights: {_some(missing)} did not come; send the whole adapter")
+    for name, array in arrays.items():
+        if array.shape != expected[name].shape:
+            raise ValueError(f"weights: {name} has shape {array.shape}, not {tuple(expected[name].shape)}")
+
+
 def check_weights(model: nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:
     """Raise ValueError unless `weights` are all parameters of `model` (which may be on the meta device), and no others.
 

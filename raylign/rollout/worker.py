@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raylign.config import RolloutConfig
+from raylign.config import LoRAConfig, RolloutConfig
 from raylign.errors import StaleEngineError, UserError
-from raylign.models.load import read_weights
 from raylign.rollout.engine import Completion, Dtype, make_engine
 from raylign.types import LongArray, PromptSet, RolloutBatch
 
@@ -26,6 +25,9 @@ class RolloutWorker:
 
     A fresh worker, and one that was restarted after a crash, is unsynced and serves nothing: its weights are those
     of `model_path`, which need not be the policy's of today.
+
+    Args:
+        lora: the adapter that the policy learns: it is then all that `load_weights` takes.
     """
 
     def __init__(
@@ -36,17 +38,20 @@ class RolloutWorker:
         eos_token_ids: tuple[int, ...],
         run_seed: int,
         trust_remote_code: bool = False,
+        lora: LoRAConfig | None = None,
+        sleeps: bool = False,
     ) -> None:
-        self._engine = make_engine(rollout.engine, model_path, rollout, dtype, trust_remote_code)
+        self._engine = make_engine(rollout.engine, model_path, rollout, dtype, trust_remote_code, lora, sleeps)
         self._dtype = dtype
         self._sampling = rollout.sampling
         self._stop_token_ids = tuple(sorted({*eos_token_ids, *rollout.sampling.stop_token_ids}))
         self._run_seed = run_seed
         self.policy_version = UNSYNCED
+        self.asleep = False
         self._metrics = _no_metrics()
 
     def load_weights(self, version: int, *buckets: dict[str, NDArray[Any]]) -> int:
-        """Replace the whole model by `buckets` (see `RolloutEngine.load_weights`); returns the version acknowledged.
+        """Replace the whole model, or the adapter, by `buckets` (see `RolloutEngine.load_weights`); returns the version acknowledged.
 
         If this raises, the worker is unsynced: half of a model was written.
         """
@@ -59,6 +64,8 @@ class RolloutWorker:
 
     def load_folder(self, version: int, folder: str) -> int:
         """As `load_weights`, from a Hugging Face folder."""
+        from raylign.models.load import read_weights  # torch, which an engine of the user's own may do without
+
         return self.load_weights(version, read_weights(folder, self._dtype))
 
     def use_initial_weights(self, version: int) -> int:
@@ -89,6 +96,8 @@ class RolloutWorker:
                 f"rollout worker: asked for samples of policy version {policy_version}, but its weights are of "
                 f"version {self.policy_version}"
             )
+        if self.asleep:
+            raise RuntimeError("rollout worker: asked for samples while it sleeps; wake it first")
         self._check_lengths(prompts, rows)
         started = time.perf_counter()
         prompt_rows = np.repeat(np.asarray(rows, dtype=np.int64), num_samples)  # [N]
@@ -104,6 +113,15 @@ class RolloutWorker:
         """Busy seconds (`time/generate`, `time/load_weights`) and `tokens/generated` since the last call."""
         metrics, self._metrics = self._metrics, _no_metrics()
         return metrics
+
+    def sleep(self) -> None:
+        """Leave the GPU to others; `wake` comes before the next sample or weight."""
+        self.asleep = True
+        self._engine.sleep()
+
+    def wake(self) -> None:
+        self._engine.wake()
+        self.asleep = False
 
     def close(self) -> None:
         """Free the engine."""

@@ -30,6 +30,7 @@ from raylign.learners.online_dpo import OnlineDPOLearner
 from raylign.learners.policy_gradient import PolicyGradientLearner
 from raylign.learners.preference import DPOLearner, ORPOLearner
 from raylign.learners.world import World
+from raylign.models.ranks import ALONE
 from raylign.types import PairExperience
 from tests.unit.tiny import (
     GradientTrap,
@@ -53,7 +54,7 @@ GRPO = GRPOConfig(
     importance=ImportanceConfig(),
     minibatches=2,
 )
-ALONE = 10_000  # padded tokens: one micro-batch, so that the second rank has no work
+LARGE = 10_000  # padded tokens: all rows fit one pass, and are split for the sake of the second rank
 
 Result = tuple[dict[str, Tensor], dict[str, float]]  # gradients, metrics
 
@@ -134,7 +135,7 @@ CASES = {
     "grpo": grpo_update,
     "online_dpo": online_dpo_update,
 }
-BUDGETS = {"shared": 30, "second rank idle": ALONE}
+BUDGETS = {"shared": 30, "all rows in one pass": LARGE}
 
 
 def rank_main(rank: int, address: str, root: str) -> None:
@@ -200,6 +201,6 @@ def test_half_of_the_work_is_another_gradient(root):
     (expected, _), half = dpo_step(root, World(), 30), World()
     half.rank, half.size = 0, 2
     half.sum_gradients = lambda parameters: None
-    half.sum_metrics = lambda metrics: metrics
+    half.sum_metrics = lambda metrics, ranks=ALONE: metrics
     found, _ = dpo_step(root, half, 30)
     assert max((found[name] - expected[name]).abs().max().item() for name in expected) > 1e-2
