@@ -1,4 +1,4 @@
-"""The command line: `raylign run | generate | compare | validate | doctor | schema`. Heavy imports wait until a command needs them."""
+"""The command line: `raylign run | generate | plan | compare | validate | doctor | cluster | schema`. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+cluster = typer.Typer(help="Launch files for clusters.", no_args_is_help=True)
+app.add_typer(cluster, name="cluster")
 
 ConfigFile = Annotated[Path, typer.Argument(help="Run config (YAML).", show_default=False)]
 Overrides = Annotated[
@@ -91,6 +94,46 @@ def validate(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="GPU to plan for: h100-80gb, a100-80gb, ... or its memory; this machine if not given."),
+    ] = None,
+    spec: Annotated[Path | None, typer.Option("--cluster", help="Cluster spec to plan for, instead.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of data that is not on this machine.", min=1)] = None,
+    runs: Annotated[int, typer.Option(help="Trials of a sweep over this config.", min=1)] = 1,
+    price_per_gpu_hour: Annotated[float | None, typer.Option(help="For the money.", min=0)] = None,
+    explain: Annotated[bool, typer.Option(help="Show the arithmetic.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file.")] = None,
+) -> None:
+    """Say what memory every role needs, whether it fits, what would make it fit, and what the run costs."""
+    from raylign.config import load_config
+    from raylign.config.graph import check_graph
+
+    loaded = load_config(config, overrides or ())
+    check_graph(loaded)
+    quiet_libraries()
+    from raylign.cluster import devices
+    from raylign.cluster.plan import plan as make
+    from raylign.cluster.plan import uses_gpus
+    from raylign.cluster.show_plan import show_plan
+    from raylign.cluster.spec import load_spec
+
+    if gpu:
+        device = devices.gpu(gpu)
+    elif spec:
+        device = devices.of_cluster(load_spec(spec))
+    else:
+        device = devices.this_gpu() if uses_gpus(loaded) else devices.this_machine()
+    found = make(loaded, device, num_rows=rows, runs=runs, price_per_gpu_hour=price_per_gpu_hour)
+    show_plan(found, explain)
+    if json_file:
+        json_file.write_text(json.dumps(found.tree(), indent=2))
+
+
+@app.command()
 def compare(
     overrides: Overrides = None,
     task: Annotated[str, typer.Option(help="Embedded task to compare on: exact.")] = "exact",
@@ -120,11 +163,19 @@ def compare(
 
 
 @app.command()
-def doctor() -> None:
-    """Look over this machine and say what would stand in the way of a run."""
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(help="Also look over the cluster there.", show_default="RAY_ADDRESS")
+    ] = None,
+    output_dir: Annotated[Path, typer.Option(help="Where runs would be written.")] = Path("runs"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the findings to this file.")] = None,
+) -> None:
+    """Look over this machine, or a cluster, and say what would stand in the way of a run."""
     from raylign.doctor import check
 
-    findings = check()
+    findings = check(output_dir, address)
+    if json_file:
+        json_file.write_text(json.dumps([vars(finding) for finding in findings], indent=2))
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         print(f"{finding.status:<4}  {finding.name:<{width}}  {finding.detail}")
@@ -132,6 +183,31 @@ def doctor() -> None:
             print(f"{'':<{width + 8}}-> {finding.fix}")
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(1)
+
+
+@cluster.command()
+def render(
+    spec: Annotated[Path, typer.Argument(help="Cluster spec (YAML).", show_default=False)],
+    to: Annotated[str, typer.Option(help="aws, gcp, local, kuberay, slurm, skypilot; with commas.")] = "all",
+    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("clusters"),
+) -> None:
+    """Make the launch files of a cluster from its spec, checked as their launcher would."""
+    import ray
+
+    from raylign.actors.launchers import check_cluster_yaml
+    from raylign.cluster.render import chosen
+    from raylign.cluster.render import render as make
+    from raylign.cluster.spec import load_spec
+
+    loaded = load_spec(spec)
+    files = make(loaded, chosen(loaded, to), source=spec.as_posix(), ray_version=ray.__version__)
+    for file in files:  # all are checked before one is written
+        if file.autoscaler:
+            check_cluster_yaml(file.autoscaler, file.name)
+    output.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        (output / file.name).write_text(file.text)
+        print(output / file.name)
 
 
 @app.command()

