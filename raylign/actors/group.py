@@ -15,6 +15,25 @@ from raylign.config import RoleResources
 S = TypeVar("S", bound=Shell)
 
 
+class Launcher(Generic[S]):
+    """Makes the actors of one role, all alike."""
+
+    def __init__(self, shell: type[S], resources: RoleResources, num_threads: int) -> None:
+        self._shell = shell
+        self._options = {
+            "num_cpus": resources.num_cpus,
+            "num_gpus": resources.num_gpus,
+            # Ray must not bring back an actor with its first weights: replacing one is ours, with a sync.
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        self._environment = _environment(num_threads)
+
+    def launch(self, slot: PlacementGroupSchedulingStrategy) -> Any:
+        """A new actor in this place; it comes when the place does."""
+        return ray.remote(self._shell).options(scheduling_strategy=slot, **self._options).remote(self._environment)
+
+
 class ActorGroup(Generic[S]):
     """Launches `resources.num_actors` shells; nothing is loaded until `submit_start`, which needs `build`.
 
@@ -35,17 +54,10 @@ class ActorGroup(Generic[S]):
     ) -> None:
         self.role = role
         self.build: Callable[..., Any] | None = None  # makes the plain class inside the actor
-        self._options = {
-            "num_cpus": resources.num_cpus,
-            "num_gpus": resources.num_gpus,
-            # Ray must not bring back an actor with its first weights: replacing one is ours, with a sync.
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
         self.shell = shell
-        self._environment = _environment(num_threads)
+        self._launcher = Launcher(shell, resources, num_threads)
         self._slots = slots
-        self.actors: list[Any] = [self._launch(slot) for slot in slots]
+        self.actors: list[Any] = [self._launcher.launch(slot) for slot in slots]
 
     def __getitem__(self, index: int) -> Any:
         """Actor `index`, counted round the group, so that shard i goes to the same actor every time."""
@@ -63,7 +75,7 @@ class ActorGroup(Generic[S]):
         for i, actor in enumerate(self.actors):
             if actor._actor_id.hex() == actor_id:
                 ray.kill(actor)
-                self.actors[i] = self._launch(self._slots[i])
+                self.actors[i] = self._launcher.launch(self._slots[i])
                 return self.actors[i].start.remote(self.build)
         return None
 
@@ -72,9 +84,6 @@ class ActorGroup(Generic[S]):
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
-
-    def _launch(self, slot: PlacementGroupSchedulingStrategy) -> Any:
-        return ray.remote(self.shell).options(scheduling_strategy=slot, **self._options).remote(self._environment)
 
 
 class LearnerGroup(ActorGroup[LearnerShell]):
@@ -91,6 +100,13 @@ class LearnerGroup(ActorGroup[LearnerShell]):
     def submit_all(self, method: str, *args: Any) -> list[ObjectRef]:
         """The same call on every rank."""
         return [getattr(actor, method).remote(*args) for actor in self.actors]
+
+    def submit_collective(self, method: str, *args: Any) -> ObjectRef:
+        """The same call on every rank, where each holds a part of the model; rank 0's result is the whole.
+
+        Every rank gets its calls in the order they are submitted in, so the ranks always meet in the same call.
+        """
+        return self.submit_all(method, *args)[0]
 
     @property
     def head(self) -> Any:

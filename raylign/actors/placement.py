@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -11,7 +10,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raylign.actors.layout import Layout, bundle_of, lay_out
 from raylign.actors.waiting import Waiter
-from raylign.config import RoleResources
+from raylign.config import PlacementConfig, RoleResources
 from raylign.errors import DeadlineError, PlacementError
 
 
@@ -38,20 +37,37 @@ class Placement:
         remove_placement_group(self._group)
 
 
-def reserve(
-    roles: Mapping[str, RoleResources],
-    strategy: str,
-    timeout: float,
-    waiter: Waiter,
-    mode: Literal["disaggregated", "colocated"] = "disaggregated",
-) -> Placement:
+def reserve(roles: Mapping[str, RoleResources], wanted: PlacementConfig, timeout: float, waiter: Waiter) -> Placement:
     """Reserve a bundle for every actor of every role, or for every seat that they share.
 
+    Args:
+        wanted: mode, strategy, and whether the cluster may grow.
+        timeout: seconds.
     Raises:
         PlacementError: the cluster cannot hold them, or does not within `timeout` seconds; the message names the
             roles, what they need and what the cluster has.
     """
-    layout = lay_out(roles, mode)
+    layout = lay_out(roles, wanted.mode)
+    if not wanted.autoscaling:
+        _check_size(roles, layout, wanted.strategy)
+    group = placement_group(layout.bundles, strategy=wanted.strategy)
+    try:
+        waiter.fetch([group.ready()], timeout=timeout, waiting_for="placement", interruptible=True)
+    except DeadlineError:
+        remove_placement_group(group)
+        raise PlacementError(
+            f"placement: not reserved within limits.placement {timeout:g} s: the run needs {_show(layout.total)}, "
+            f"free are {_show(ray.available_resources())} of {_show(ray.cluster_resources())}; wait for other work to end, or lower "
+            "placement.*"
+        ) from None
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    return Placement(group, layout)
+
+
+def _check_size(roles: Mapping[str, RoleResources], layout: Layout, strategy: str) -> None:
+    """Raise PlacementError for what this cluster could not hold even if nothing else ran on it."""
     bundles, total = layout.bundles, layout.total
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     too_large = [
@@ -79,20 +95,6 @@ def reserve(
             f"placement.strategy: STRICT_PACK puts all actors on one node, but no node has {_show(total)}; set it to "
             "PACK, or use larger nodes"
         )
-    group = placement_group(bundles, strategy=strategy)
-    try:
-        waiter.fetch([group.ready()], timeout=timeout, waiting_for="placement", interruptible=True)
-    except DeadlineError:
-        remove_placement_group(group)
-        raise PlacementError(
-            f"placement: not reserved within limits.placement {timeout:g} s: the run needs {_show(total)}, "
-            f"free are {_show(ray.available_resources())} of {_show(cluster)}; wait for other work to end, or lower "
-            "placement.*"
-        ) from None
-    except BaseException:
-        remove_placement_group(group)
-        raise
-    return Placement(group, layout)
 
 
 def _fits(needed: Mapping[str, float], there: Mapping[str, float]) -> bool:

@@ -15,6 +15,8 @@ import ray
 from ray import ObjectRef
 
 from raylign.actors.builders import WorldAddress
+from raylign.actors.peak import peak_memory, reset_peak
+from raylign.actors.routing import mean_lengths
 from raylign.config import CollectConfig
 from raylign.types import (
     Dataset,
@@ -53,13 +55,31 @@ class Shell:
 
     def start(self, build: Callable[[], Any]) -> None:
         self.worker = None  # that of a run before, whose memory this one needs
+        reset_peak()
         self.worker = build()
+
+    def ping(self) -> None:
+        """Answers where the actor lives."""
 
     def pop_metrics(self) -> dict[str, float]:
         return self.worker.pop_metrics()
 
+    def peak_memory(self) -> dict[str, int]:
+        return peak_memory()
 
-class RolloutShell(Shell):
+
+class SleepingShell(Shell):
+    """One that gives its GPU to others between its turns."""
+
+    def sleep(self) -> None:
+        self.worker.sleep()
+
+    def wake(self, *others_asleep: None) -> None:
+        """`others_asleep`: what the `sleep` of the others returned, so that this runs behind it."""
+        self.worker.wake()
+
+
+class RolloutShell(SleepingShell):
     worker: RolloutWorker
 
     def use_initial_weights(self, version: int) -> int:
@@ -73,8 +93,10 @@ class RolloutShell(Shell):
 
     def generate(
         self, prompts: PromptSet, rows: LongArray, num_samples: int, step: int, policy_version: int
-    ) -> RolloutBatch:
-        return self.worker.generate(prompts, rows, num_samples, step, policy_version)
+    ) -> tuple[RolloutBatch, FloatArray]:
+        """The samples, and how long those of each prompt are."""
+        batch = self.worker.generate(prompts, rows, num_samples, step, policy_version)
+        return batch, mean_lengths(batch, num_samples)
 
 
 class RewardShell(Shell):
@@ -104,7 +126,7 @@ class ReferenceShell(Shell):
         return self.worker.dataset_logprobs(data, first, last)
 
 
-class LearnerShell(Shell):
+class LearnerShell(SleepingShell):
     """One rank of a learner group."""
 
     def free_address(self) -> str:
@@ -115,12 +137,16 @@ class LearnerShell(Shell):
 
     def join(self, build: Callable[..., Any], world: WorldAddress, restore: str | None) -> None:
         self.worker = None
+        reset_peak()
         self.worker = build(world=world)
         if restore:
             self.worker.restore(restore)
 
     def save(self, folder: str) -> None:
         self.worker.save(folder)
+
+    def export_merged(self, folder: str) -> None:
+        self.worker.export_merged(folder)
 
 
 class PolicyShell(LearnerShell):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -13,6 +13,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayErr
 from raylign.errors import DeadlineError, Interrupted, RaylignError
 
 _POLL = 0.5  # seconds between looks at the stop request
+_TELLS = 5.0  # seconds that Ray may take to say who died, after a survivor has complained
 # Objects that an actor made with ray.put (the policy's weights) are lost with it.
 _LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 
@@ -41,7 +42,13 @@ class Waiter:
         self.stop = stop or Stop()
 
     def fetch(
-        self, refs: Sequence[ObjectRef], *, timeout: float, waiting_for: str, interruptible: bool = False
+        self,
+        refs: Sequence[ObjectRef],
+        *,
+        timeout: float,
+        waiting_for: str,
+        interruptible: bool = False,
+        suspects: Callable[[], Sequence[ObjectRef]] = tuple,
     ) -> list[Any]:
         """Results of all refs, in order.
 
@@ -49,6 +56,7 @@ class Waiter:
             timeout: seconds for all of them together.
             waiting_for: role, phase and step, for the error.
             interruptible: a stop request ends this wait at once (nothing would be lost).
+            suspects: calls to actors whose death may be behind an error that does not name one.
         Raises:
             DeadlineError, ActorLost, Interrupted; a RaylignError that a role raised comes through as itself.
         """
@@ -63,10 +71,62 @@ class Waiter:
                 )
             ready, pending = ray.wait(pending, num_returns=1, timeout=min(left, _POLL))
             if ready:
-                self._value(ready[0], waiting_for)
+                try:
+                    self._value(ready[0], waiting_for)
+                except RaylignError as e:
+                    raise self._cause(e, pending, suspects, waiting_for) from e.__cause__
             elif interruptible and self.stop.requested:
                 raise Interrupted(f"{waiting_for}: stopped")
         return [self._value(ref, waiting_for) for ref in refs]
+
+    def settle(self, refs: Sequence[ObjectRef], *, timeout: float, waiting_for: str) -> list[Any]:
+        """What became of each ref, in order: its value, the ActorLost, or a DeadlineError if it has not come.
+
+        Args: see `fetch`. What a role raised on purpose is raised here too.
+        """
+        ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=timeout) if refs else ([], [])
+        came, found = set(ready), []
+        for ref in refs:
+            try:
+                late = DeadlineError(f"{waiting_for}: not within {timeout:g} s; raise the limit in `limits`")
+                found.append(self._value(ref, waiting_for) if ref in came else late)
+            except ActorLost as lost:
+                found.append(lost)
+        return found
+
+    def find_dead(self, pings: Sequence[ObjectRef], within: float) -> tuple[str, ...]:
+        """Ids of the actors that turn out to be dead within so many seconds; the others may be busy."""
+        deadline, pending, dead = time.monotonic() + within, list(pings), []
+        while pending and (left := deadline - time.monotonic()) > 0:
+            ready, pending = ray.wait(pending, num_returns=1, timeout=left)
+            for ref in ready:
+                try:
+                    self._value(ref, "ping")
+                except ActorLost as lost:
+                    dead += lost.actor_ids
+                    # Those that died together are told together.
+                    deadline = min(deadline, time.monotonic() + _POLL)
+                except RaylignError:
+                    continue  # alive enough to complain
+        return tuple(dict.fromkeys(dead))
+
+    def _cause(
+        self,
+        error: RaylignError,
+        pending: Sequence[ObjectRef],
+        suspects: Callable[[], Sequence[ObjectRef]],
+        waiting_for: str,
+    ) -> RaylignError:
+        """The error, or the death that is behind it.
+
+        A survivor of a broken torch.distributed world complains before Ray says who died, and an object that was lost
+        with its node does not say whose it was.
+        """
+        anonymous = isinstance(error, ActorLost) and not error.actor_ids
+        if type(error) is not RaylignError and not anonymous:
+            return error
+        dead = self.find_dead([*pending, *suspects()], _TELLS)
+        return ActorLost(f"{waiting_for}: an actor died, and so: {error}", dead) if dead else error
 
     def _value(self, ref: ObjectRef, waiting_for: str) -> Any:
         try:

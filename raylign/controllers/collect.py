@@ -12,7 +12,9 @@ from ray import ObjectRef
 
 from raylign.config import CollectConfig
 from raylign.controllers.context import Run
+from raylign.controllers.keeper import Keeper
 from raylign.controllers.roles import Roles
+from raylign.controllers.sampling import num_shards
 from raylign.data.sampler import Sampler
 from raylign.errors import Interrupted, RaylignError
 from raylign.types import LongArray
@@ -33,11 +35,7 @@ def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef
     # Batches end with the epoch: the seed of a sample is of (step, prompt, sample), so a prompt that stood twice in one
     # step would give the same completions twice.
     sampler = Sampler(num_prompts, _batch_size(algorithm), run.config.seed)
-    run.waiter.fetch(
-        [engine.use_initial_weights.remote(0) for engine in roles["rollout"].actors],
-        timeout=run.config.limits.sync,
-        waiting_for="sync (limits.sync)",
-    )
+    keeper = Keeper(run, roles)
     run.view.phase("sampling")
     kept: list[Row] = []
     step, last_useful = 0, 0
@@ -49,12 +47,11 @@ def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef
             kept += new
         else:
             start = time.perf_counter()
-            new = _sample(run, roles, algorithm, prompts, prompt_rows, step - 1)
+            keeper.sync(0, lambda engine: engine.use_initial_weights.remote(0))
+            new = _sample(keeper, algorithm, prompts, prompt_rows, step - 1)
             _write(part, new)
             kept += new
-            counted = _sum(
-                run.waiter.fetch(roles.pop_metrics(), timeout=run.config.limits.update, waiting_for="metrics")
-            )
+            counted = _sum(keeper.pop_metrics(step - 1)) | keeper.pop_counts()
             seconds = time.perf_counter() - start
             rate = {"throughput/tokens_per_second": counted.get("tokens/generated", 0.0) / seconds}
             run.log(step, _progress(new, len(kept)) | {"time/step": seconds} | counted | rate)
@@ -98,18 +95,24 @@ def _enough(algorithm: CollectConfig, num_rows: int, num_steps: int, steps_per_e
 
 
 def _sample(
-    run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef, prompt_rows: LongArray, step: int
+    keeper: Keeper, algorithm: CollectConfig, prompts: ObjectRef, prompt_rows: LongArray, step: int
 ) -> list[Row]:
     """Rows of one step; a shard is scored while the next one is generated."""
-    config, limits = run.config, run.config.limits
-    num_shards = max(config.rollout.shards_per_step, len(roles["rollout"].actors))
-    found = []
-    for i, shard in enumerate(np.array_split(prompt_rows, min(len(prompt_rows), num_shards))):
-        batch = roles["rollout"][i].generate.remote(prompts, shard, algorithm.samples_per_prompt, step, 0)
-        scores = roles["reward"][i].score.remote(batch, prompts)
-        found.append(roles["reward"][i].rows_to_keep.remote(batch, prompts, scores, algorithm, config.seed + i, step))
-    waiting_for = f"step {step + 1}, generate (limits.generate)"
-    return [row for rows in run.waiter.fetch(found, timeout=limits.generate, waiting_for=waiting_for) for row in rows]
+    roles, config = keeper.roles, keeper.run.config
+    shards = np.array_split(prompt_rows, min(len(prompt_rows), num_shards(config, roles)))
+
+    def submit() -> list[ObjectRef]:
+        jobs = roles["rollout"].submit_parts(
+            prompts, [(shard, step) for shard in shards], algorithm.samples_per_prompt, 0
+        )
+        found = []
+        for i, job in enumerate(jobs):
+            judge, seed = roles["reward"][i], config.seed + i
+            scores = judge.score.remote(job.batch, prompts)
+            found.append(judge.rows_to_keep.remote(job.batch, prompts, scores, algorithm, seed, step))
+        return found
+
+    return [row for rows in keeper.persist(submit, "generate", step, f"step {step + 1}, generate") for row in rows]
 
 
 def _progress(new: list[Row], num_rows: int) -> dict[str, float]:

@@ -4,6 +4,9 @@
         manifest.json    what the run knows (step, data cursor, KL controller, tracker) and every file's size and SHA-256
         policy/          a Hugging Face folder, with state/ (optimizer, random state) inside
         critic/          the same, for PPO
+        merged/          after the last step of a run that learns an adapter: base and adapter as one model
+
+Where an adapter is learned, policy/ and critic/ are peft folders: the adapter alone.
 
 A commit is written beside its final name, synced to disk and renamed, so a crash leaves the last one whole. It is a
 `ray.train.Checkpoint` directory: `Checkpoint.from_directory(path)` opens it.
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from ray.train import Checkpoint
 
 MANIFEST = "manifest.json"
+MERGED = "merged"
 _FORMAT = 1
 
 

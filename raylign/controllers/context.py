@@ -32,6 +32,7 @@ class Run:
     pool: ActorPool | None = None  # of actors that are kept between runs
     wall_before: float = 0.0  # seconds that earlier processes spent on the committed steps
     committed: Commit | None = None
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)  # peak bytes by role and place (host, gpu)
 
     def __post_init__(self) -> None:
         self.waiter = Waiter(self.stop)

@@ -9,6 +9,7 @@ import numpy as np
 from ray import ObjectRef
 
 from raylign.controllers.context import Run
+from raylign.controllers.keeper import Keeper
 from raylign.controllers.roles import Roles
 
 SEED_STEP = 2**40  # stands where a training step would, so that evaluation never reuses a training seed
@@ -37,33 +38,34 @@ class Evaluation:
         return {name: getattr(self, name) for name in names}
 
 
-def evaluate(run: Run, roles: Roles, prompts: ObjectRef, num_prompts: int, version: int, label: str) -> Evaluation:
+def evaluate(
+    run: Run, roles: Roles, prompts: ObjectRef, num_prompts: int, version: int, label: str, keeper: Keeper
+) -> Evaluation:
     """One completion of every held-out prompt, scored by the evaluator (or the run's reward).
 
     Args:
         version: the policy version that the engines must hold.
         label: for progress and errors: before, after, step 20.
+        keeper: replaces what dies meanwhile.
     """
     config = run.config
     assert config.evaluation
+    size, keep = config.evaluation.batch_size, config.evaluation.keep_samples
     judge = roles["evaluator"] if "evaluator" in roles else roles["reward"]
     run.view.phase(f"evaluating {label}")
-    parts = []
-    batches = range(0, num_prompts, config.evaluation.batch_size)
-    for i, first in enumerate(batches):
-        rows = np.arange(first, min(first + config.evaluation.batch_size, num_prompts))
-        batch = roles["rollout"][i].generate.remote(prompts, rows, 1, SEED_STEP, version)
-        scores = judge[i].score.remote(batch, prompts)
-        ref = roles["reference"][i].logprobs.remote(batch) if "reference" in roles else None
-        keep = config.evaluation.keep_samples if i == 0 else 0
-        parts.append(judge[i].evaluation_part.remote(batch, prompts, scores, ref, keep))
+
+    def submit() -> list[ObjectRef]:
+        parts = []
+        for i, first in enumerate(range(0, num_prompts, size)):
+            rows = np.arange(first, min(first + size, num_prompts))
+            batch = roles["rollout"].submit(prompts, rows, 1, SEED_STEP, version).batch
+            scores = judge[i].score.remote(batch, prompts)
+            ref = roles["reference"][i].logprobs.remote(batch) if "reference" in roles else None
+            parts.append(judge[i].evaluation_part.remote(batch, prompts, scores, ref, keep if i == 0 else 0))
+        return parts
+
     with run.stage("evaluate"):
-        done = run.waiter.fetch(
-            parts,
-            timeout=config.limits.generate,
-            waiting_for=f"evaluation {label} (limits.generate)",
-            interruptible=True,
-        )
+        done = keeper.persist(submit, "generate", version, f"evaluation {label}", interruptible=True)
     return _gather(done)
 
 

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from raylign.config import DPOConfig, KTOConfig, OfflineAlgorithm, RunConfig
 from raylign.config.algorithm import AlgorithmConfig
+from raylign.controllers.commits import MERGED
 from raylign.controllers.context import Run
 from raylign.controllers.roles import Roles
 from raylign.data.sampler import Sampler
@@ -42,7 +43,9 @@ class OfflineLoop:
         """Share of held-out pairs that the reward model orders as the labels do."""
         self.run.view.phase("evaluating")
         with self.run.stage("evaluate"):
-            (found,) = self._fetch([self.roles["policy"].head.evaluate.remote(held_out)], "generate")
+            policy, split = self.roles["policy"], self.run.config.learner.sharding.splits_model
+            ref = policy.submit_collective("evaluate", held_out) if split else policy.head.evaluate.remote(held_out)
+            (found,) = self._fetch([ref], "generate")
         return {"score": found["reward_model/accuracy"], "kl": None} | found
 
     def train(self) -> None:
@@ -60,7 +63,10 @@ class OfflineLoop:
             self.run.commit_if_due(self.step, self.num_steps, self.save)
 
     def save(self, path: Path) -> dict[str, Any]:
-        self._fetch(self.roles["policy"].submit_all("save", str(path / "policy")), "save")
+        saved = self.roles["policy"].submit_all("save", str(path / "policy"))
+        if self.run.config.model.lora and self.step == self.num_steps:
+            saved += self.roles["policy"].submit_all("export_merged", str(path / MERGED))
+        self._fetch(saved, "save")
         return {"sampler": self.sampler.state()}
 
     def restore(self, step: int, state: dict[str, Any]) -> None:
@@ -128,7 +134,8 @@ def cache_logprobs(file: Path, logprobs: tuple[FloatArray, FloatArray]) -> None:
 def reference_key(config: RunConfig, rows: PairSet | LabelledSet) -> str:
     """Hash of all that reference logprobs depend on: tokens, masks, the reference's files, the precision."""
     reference = config.reference or config.model
-    digest = hashlib.sha256(f"sides {reference.compute_dtype} {reference.weights_dtype}".encode())
+    quantization = reference.lora.base_quantization if reference.lora else "none"
+    digest = hashlib.sha256(f"sides {reference.compute_dtype} {reference.weights_dtype} {quantization}".encode())
     for side in rows.sides:
         for array in (side.tokens.values, side.tokens.offsets, side.completion_mask.values):
             digest.update(np.ascontiguousarray(array).tobytes())

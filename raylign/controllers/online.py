@@ -22,31 +22,22 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ray import ObjectRef
 
 from raylign.actors.waiting import ActorLost
 from raylign.algorithms.kl_controller import AdaptiveKL, AnnealedKL, FixedKL
 from raylign.config import KLConfig, OnlineAlgorithm
+from raylign.controllers.commits import MERGED
 from raylign.controllers.context import Run
-from raylign.controllers.evaluate import evaluate
+from raylign.controllers.evaluate import Evaluation, evaluate
+from raylign.controllers.keeper import Keeper
 from raylign.controllers.roles import Roles, rollout_dtype
+from raylign.controllers.sampling import Pending, Sampling
+from raylign.controllers.turns import Turns
 from raylign.data.sampler import Sampler
-from raylign.errors import FailureBudgetError
-from raylign.types import LongArray
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A step whose samples are being made: refs of shards by what they are, as `Samples.join` takes them."""
-
-    step: int
-    batches: list[LongArray]  # prompt rows; more than one where dynamic sampling asked for more
-    parts: dict[str, list[ObjectRef]]
 
 
 class OnlineLoop:
@@ -55,14 +46,14 @@ class OnlineLoop:
     def __init__(
         self, run: Run, roles: Roles, algorithm: OnlineAlgorithm, prompts: ObjectRef, num_prompts: int
     ) -> None:
-        self.run, self.roles, self.algorithm, self.prompts = run, roles, algorithm, prompts
+        self.run, self.roles, self.algorithm = run, roles, algorithm
         self.sampler = Sampler(num_prompts, algorithm.prompts_per_step, run.config.seed, wrap=True)
         self.kl = FixedKL(0.0) if algorithm.name == "online_dpo" else kl_controller(algorithm.kl)
         self.step = 0  # finished steps; also the version of the policy
         self.num_batches = 0  # of prompts, learned from: what a resumed run goes on behind
-        self.failures = 0
-        self.replaced: set[str] = set()  # ids of actors that died and have a successor
-        self.weights: list[ObjectRef] = []  # of version `step`; empty while it is the engines' initial one
+        self.keeper = Keeper(run, roles)
+        self.turns = Turns(roles)
+        self.sampling = Sampling(run.config, roles, algorithm, prompts, self.turns)
 
     def train(self, held_out: ObjectRef | None = None, num_held_out: int = 0) -> None:
         """Run until `algorithm.steps`; commit, log and evaluate on the way."""
@@ -72,7 +63,7 @@ class OnlineLoop:
         while self.step < algorithm.steps:
             start = time.perf_counter()
             while len(in_flight) <= algorithm.max_staleness and submitted < algorithm.steps:
-                in_flight.append(self.submit(submitted, [self.sampler.next()]))
+                in_flight.append(self.sampling.submit(submitted, [self.sampler.next()], self.step))
                 submitted += 1
             experience, metrics = self.assemble(in_flight.popleft())
             metrics |= self.update(experience)
@@ -81,55 +72,25 @@ class OnlineLoop:
             self.kl.update(metrics.get("kl/k1", 0.0), algorithm.prompts_per_step * algorithm.samples_per_prompt)
             self.run.log(self.step, metrics | self.pop_metrics(time.perf_counter() - start))
             if held_out is not None and every and self.step % every == 0 and self.step < algorithm.steps:
-                label = f"step {self.step}"
-                found = evaluate(self.run, self.roles, held_out, num_held_out, self.step, label)
+                found = self.evaluate(held_out, num_held_out, f"step {self.step}")
                 self.run.tracker.log(self.step, {"evaluation/score": found.score, "evaluation/kl": found.kl or 0.0})
             self.run.commit_if_due(self.step, algorithm.steps, self.save)
 
-    def submit(self, step: int, batches: list[LongArray]) -> Pending:
-        """Everything up to the assembly of a step, shard by shard, without waiting for anything."""
-        pending = Pending(step, [], {})
-        for rows in batches:
-            pending = self._extend(pending, rows)
-        return pending
-
-    def _extend(self, pending: Pending, rows: LongArray) -> Pending:
-        """The same step with the samples of one more batch of prompts."""
-        roles, num_shards = self.roles, max(self.run.config.rollout.shards_per_step, len(self.roles["rollout"]))
-        rollouts = []
-        for again, part in enumerate(_distinct(rows)):
-            salted = pending.step + (len(pending.batches) << 48) + (again << 32)  # no two get the same seeds
-            for shard in np.array_split(part, min(len(part), num_shards)):
-                engine = roles["rollout"][len(rollouts)]
-                num_samples = self.algorithm.samples_per_prompt
-                rollouts.append(engine.generate.remote(self.prompts, shard, num_samples, salted, self.step))
-        parts = {
-            "rollouts": rollouts,
-            "scores": [roles["reward"][i].score.remote(r, self.prompts) for i, r in enumerate(rollouts)],
-        }
-        if "reference" in roles:
-            parts["ref_logprobs"] = [roles["reference"][i].logprobs.remote(r) for i, r in enumerate(rollouts)]
-        if "critic" in roles:
-            parts["values"] = [roles["critic"][i].values.remote(r) for i, r in enumerate(rollouts)]
-        if self.algorithm.name != "online_dpo" and self.algorithm.old_logprobs == "learner":
-            parts["old_logprobs"] = [roles["policy"][i].logprobs.remote(r) for i, r in enumerate(rollouts)]
-        joined = {name: [*pending.parts.get(name, []), *refs] for name, refs in parts.items()}
-        return Pending(pending.step, [*pending.batches, rows], joined)
-
     def assemble(self, pending: Pending) -> tuple[ObjectRef, dict[str, float]]:
-        """The step's experience; actors that died on the way are replaced and the step's samples made again."""
+        """The step's experience; actors that died on the way are replaced and what they had in hand is made again."""
         while True:
-            names, shards = tuple(pending.parts), [ref for refs in pending.parts.values() for ref in refs]
+            parts = pending.parts
+            shards = [ref for refs in parts.values() for ref in refs]
             assemble = self.roles["policy"].head.assemble.options(num_returns=2)
-            experience, metrics = assemble.remote(self.kl.coef, names, *shards)
+            experience, metrics = assemble.remote(self.kl.coef, tuple(parts), *shards)
             try:
-                (found,) = self._fetch([metrics], "generate", pending.step)
+                (found,) = self.keeper.fetch([metrics], "generate", pending.step)
             except ActorLost as lost:
-                self.heal(lost)
-                pending = self.submit(pending.step, pending.batches)
+                self.keeper.heal(lost, pending.step)
+                pending = self.sampling.redo(pending, self.keeper.dead, self.step)
                 continue
             if self._wants_more(found, len(pending.batches)):
-                pending = self._extend(pending, self.sampler.next())
+                pending = self.sampling.extend(pending, self.sampler.next(), self.step)
             else:
                 self.num_batches += len(pending.batches)
                 return experience, found
@@ -141,33 +102,11 @@ class OnlineLoop:
             self.algorithm, "dynamic_sampling", 0
         )
 
-    def heal(self, lost: ActorLost) -> None:
-        """Replace dead rollout, reward or reference actors, within the failure budget; a lost learner is not ours to mend."""
-        self.failures += 1
-        limits = self.run.config.limits
-        if self.failures > limits.max_failures:
-            raise FailureBudgetError(
-                f"{lost}: more than limits.max_failures {limits.max_failures} actors died; "
-                "the last commit is whole: find the cause, then go on with --resume"
-            )
-        for role in ("rollout", "reward", "reference", "evaluator"):
-            for actor_id in lost.actor_ids:
-                started = self.roles[role].replace(actor_id) if role in self.roles else None
-                if started is not None:
-                    self.replaced.add(actor_id)
-                    self.run.view.note(
-                        f"{role} actor died at step {self.step + 1}; replaced, its samples are made again"
-                    )
-                    self.run.waiter.fetch([started], timeout=limits.start, waiting_for=f"restart of {role}")
-        if not self.replaced.intersection(lost.actor_ids):
-            raise lost
-        self.sync()
-
     def update(self, experience: ObjectRef) -> dict[str, float]:
         """Policy and critic, where there is one, learn from the same experience at the same time."""
         learners = [role for role in ("policy", "critic") if role in self.roles]
         updates = {role: self.roles[role].submit_all("update", experience) for role in learners}
-        found = self._fetch([ref for refs in updates.values() for ref in refs], "update", self.step)
+        found = self.keeper.fetch([ref for refs in updates.values() for ref in refs], "update", self.step)
         metrics = found[0]
         if "critic" in updates:
             of_critic = found[len(updates["policy"])]
@@ -175,40 +114,57 @@ class OnlineLoop:
         return metrics
 
     def sync(self) -> dict[str, float]:
-        """Bring every engine to the policy's version; returns when each has acknowledged it."""
+        """Bring every engine to the policy's version; returns when each that is to serve has acknowledged it."""
         start = time.perf_counter()
-        engines = self.roles["rollout"].actors
-        if self.step == 0:
-            acknowledged = [engine.use_initial_weights.remote(0) for engine in engines]
+        version = self.step
+        if version == 0:
+            self.turns.give("engines")
+            self.keeper.sync(0, lambda engine: engine.use_initial_weights.remote(0))
         else:
-            (self.weights,) = self._fetch(
-                [self.roles["policy"].head.weights.remote(rollout_dtype(self.run.config))], "sync", self.step
-            )
-            acknowledged = [engine.load_weights.remote(self.step, *self.weights) for engine in engines]
-        versions = self._fetch(acknowledged, "sync", self.step)
-        assert versions == [self.step] * len(engines), versions
+            weights = self._weights()
+            self.turns.give("engines")
+            self.keeper.sync(version, lambda engine: engine.load_weights.remote(version, *weights))
         return {"time/sync": time.perf_counter() - start}
+
+    def _weights(self) -> list[ObjectRef]:
+        """The policy's, in the object store: gathered from all ranks where each holds a part."""
+        policy, dtype = self.roles["policy"], rollout_dtype(self.run.config)
+        split = self.run.config.learner.sharding.splits_model
+        ref = policy.submit_collective("weights", dtype) if split else policy.head.weights.remote(dtype)
+        return self.keeper.fetch([ref], "sync", self.step)[0]
+
+    def evaluate(self, held_out: ObjectRef, num_held_out: int, label: str) -> Evaluation:
+        """Score the policy as it is on held-out prompts."""
+        return evaluate(self.run, self.roles, held_out, num_held_out, self.step, label, self.keeper)
 
     def pop_metrics(self, seconds: float) -> dict[str, float]:
         """What the actors counted since the last step, the step's time, and how much of it actors stood idle."""
         counts: dict[str, float] = {}
-        for part in self._fetch(self.roles.pop_metrics(), "update", self.step):
+        for part in self.keeper.pop_metrics(self.step):
             for name, value in part.items():
                 if name != "reward/invalid":
                     counts[name] = counts.get(name, 0.0) + value
         busy = sum(value for name, value in counts.items() if name.startswith("time/"))
         num_actors = sum(len(group) for group in self.roles.groups.values())
-        return counts | {
-            "time/step": seconds,
-            "time/idle_fraction": max(0.0, 1 - busy / (seconds * num_actors)),
-            "throughput/tokens_per_second": counts.get("tokens/generated", 0.0) / seconds,
-        }
+        return (
+            counts
+            | self.keeper.pop_counts()
+            | {
+                "time/step": seconds,
+                "time/idle_fraction": max(0.0, 1 - busy / (seconds * num_actors)),
+                "throughput/tokens_per_second": counts.get("tokens/generated", 0.0) / seconds,
+            }
+        )
 
     def save(self, path: Path) -> dict[str, Any]:
         """Policy and critic write themselves into the commit; returns the loop's own state."""
+        self.turns.give("learners")
         learners = [role for role in ("policy", "critic") if role in self.roles]
         saved = [ref for role in learners for ref in self.roles[role].submit_all("save", str(path / role))]
-        self._fetch(saved, "save", self.step)
+        if self.run.config.model.lora and self.step == self.algorithm.steps:
+            saved += self.roles["policy"].submit_all("export_merged", str(path / MERGED))
+        self.keeper.fetch(saved, "save", self.step)
+        self.turns.give("engines")
         sampler = self.sampler.state() | {"num_batches": self.num_batches}  # samples in flight are drawn again
         return {"sampler": sampler, "kl": self.kl.state()}
 
@@ -217,20 +173,6 @@ class OnlineLoop:
         self.sampler.restore(state["sampler"])
         self.num_batches = self.sampler.num_batches
         self.kl.restore(state["kl"])
-
-    def _fetch(self, refs: list[ObjectRef], phase: str, step: int) -> list[Any]:
-        timeout = getattr(self.run.config.limits, phase)
-        return self.run.waiter.fetch(refs, timeout=timeout, waiting_for=f"step {step + 1}, {phase} (limits.{phase})")
-
-
-def _distinct(rows: LongArray) -> list[LongArray]:
-    """The rows in parts in which none stands twice, as it may where a step reaches into the next epoch."""
-    parts = []
-    while len(rows):
-        first = np.sort(np.unique(rows, return_index=True)[1])
-        parts.append(rows[first])
-        rows = np.delete(rows, first)
-    return parts
 
 
 def kl_controller(config: KLConfig) -> FixedKL | AdaptiveKL | AnnealedKL:

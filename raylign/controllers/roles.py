@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ray import ObjectRef
 
 from raylign.actors import builders
+from raylign.actors.fleet import RolloutFleet
 from raylign.actors.group import ActorGroup, LearnerGroup
 from raylign.actors.placement import Placement, reserve
 from raylign.actors.shells import (
@@ -57,6 +58,11 @@ class Roles:
             self.pool.give(_key(kept, self.resources, self.mode), self)
         else:
             self.kill()
+
+    @property
+    def take_turns(self) -> bool:
+        """Whether engines and learners sleep while the others work."""
+        return self.mode == "colocated" and "rollout" in self.groups and "policy" in self.groups
 
     def pop_metrics(self) -> list[ObjectRef]:
         return [actor.pop_metrics.remote() for group in self.groups.values() for actor in group.actors]
@@ -111,8 +117,8 @@ def _place(run: Run, pool: ActorPool | None, resources: dict[str, tuple[RoleReso
     if run.pool:
         run.pool.close()  # what it keeps holds resources
     needed = {name: of_role for name, (of_role, _) in resources.items()}
-    wanted, timeout = run.config.placement, run.config.limits.placement
-    placement = reserve(needed, wanted.strategy, timeout, run.waiter, wanted.mode)
+    wanted = run.config.placement
+    placement = reserve(needed, wanted, run.config.limits.placement, run.waiter)
     return Roles(placement, {}, pool, resources, wanted.mode)
 
 
@@ -120,7 +126,8 @@ def _reusable(config: RunConfig, resources: dict[str, tuple[RoleResources, int]]
     """Whether other models can be built in these processes: not after vLLM or torch.distributed, which set up a process
     once."""
     alone = all(needed.num_actors == 1 for needed, _ in resources.values())
-    return alone and ("rollout" not in resources or config.rollout.engine == "transformers")
+    kept = config.rollout.engine == "transformers" and config.rollout.elastic is None
+    return alone and ("rollout" not in resources or kept)
 
 
 def _key(shells: dict[str, type], resources: dict[str, tuple[RoleResources, int]], mode: str) -> str:
@@ -146,14 +153,22 @@ def _start(run: Run, roles: Roles, commit: Commit | None) -> None:
                 waiting_for=f"{name}: start",
                 interruptible=True,
             )
-    started = []
-    for name, group in roles.groups.items():
-        if isinstance(group, LearnerGroup):
-            started += group.submit_join(addresses.get(name), commit and commit.role(name), limits.update)
-        else:
-            started += group.submit_start()
-    waiting_for = f"start of {', '.join(roles.groups)} (limits.start)"
-    run.waiter.fetch(started, timeout=limits.start, waiting_for=waiting_for, interruptible=True)
+    # An engine measures how much of its GPU is free, so one that shares it comes first, and sleeps.
+    together = [name for name in roles.groups if name != "rollout" or not roles.take_turns]
+    turns = [["rollout"], together] if roles.take_turns else [together]
+    for names in turns:
+        started = []
+        for name in names:
+            group = roles[name]
+            if isinstance(group, LearnerGroup):
+                started += group.submit_join(addresses.get(name), commit and commit.role(name), limits.update)
+            else:
+                started += group.submit_start()
+        waiting_for = f"start of {', '.join(names)} (limits.start)"
+        run.waiter.fetch(started, timeout=limits.start, waiting_for=waiting_for, interruptible=True)
+        if roles.take_turns and "rollout" in names:
+            asleep = [engine.sleep.remote() for engine in roles["rollout"].actors]
+            run.waiter.fetch(asleep, timeout=limits.start, waiting_for="rollout: sleep (limits.start)")
 
 
 def _build(
@@ -204,8 +219,10 @@ def _build(
                 eos_token_ids=stop_tokens(config.model, load_tokenizer(config.model)),
                 run_seed=config.seed,
                 trust_remote_code=config.model.trust_remote_code,
+                sleeps=config.placement.mode == "colocated" and algorithm.name in ONLINE,
+                lora=config.model.lora if algorithm.name in ONLINE else None,  # others load whole models, or none
             )
-            return ActorGroup, RolloutShell, build
+            return partial(RolloutFleet, rollout=config.rollout), RolloutShell, build
     raise ValueError(name)
 
 
@@ -232,8 +249,11 @@ def _reward(config: RunConfig, reward: RewardConfig | None, place: str, threads:
 
 
 def _resumed(model: ModelConfig, commit: Commit | None, role: str) -> ModelConfig:
-    """The start model, or where a commit has this role's weights (and tokenizer)."""
-    if commit is None:
+    """The start model, or where a commit has this role's weights (and tokenizer).
+
+    An adapter stays on the start model: the learner takes it up from the commit.
+    """
+    if commit is None or model.lora:
         return model
     return model.model_copy(update={"path": commit.role(role), "tokenizer": None, "revision": None})
 
@@ -247,6 +267,7 @@ def _spec(config: RunConfig, optimizer: OptimizerConfig, total_steps: int, seed:
         seed=seed,
         max_skipped_steps=config.limits.max_skipped_steps,
         num_threads=threads,
+        sharding=config.learner.sharding,
     )
 
 

@@ -14,11 +14,14 @@ from raylign import __version__
 from raylign.actors.session import ray_session
 from raylign.actors.waiting import ActorLost, Stop
 from raylign.config import CollectConfig, OnlineConfig, RunConfig, load_config
+from raylign.controllers.checks import check_splits, check_stages
 from raylign.controllers.collect import num_collect_steps, num_parts
 from raylign.controllers.commits import Commits
 from raylign.controllers.context import Run
 from raylign.controllers.inputs import load_inputs
+from raylign.controllers.memory import summarised
 from raylign.controllers.offline import num_steps
+from raylign.controllers.outputs import output_base
 from raylign.controllers.pool import ActorPool
 from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
@@ -62,7 +65,9 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False, pool: A
     """
     stop = Stop()
     with ExitStack() as session, stop_on_signal(stop):
-        return _Runner(session, stop, quiet, pool).execute(plan(config), resume)
+        stage = plan(config)
+        check_stages(stage)
+        return _Runner(session, stop, quiet, pool).execute(stage, resume)
 
 
 class _Runner:
@@ -74,7 +79,7 @@ class _Runner:
 
     def execute(self, stage: Stage, resume: bool) -> RunResult:
         """The run that was asked for."""
-        base = Path(stage.config.output_dir).resolve() / stage.config.name
+        base = output_base(stage.config.output_dir) / stage.config.name
         folder = _newest(base) if resume else None
         if folder and (folder / SUMMARY).exists():
             _check_same(stage, folder)
@@ -92,6 +97,7 @@ class _Runner:
         if resumed:
             _check_same(stage, folder)
         config = resolve(stage, self._stage)
+        check_splits(config)
         rows, held_out = load_inputs(config)
         _write_configs(folder, stage, config)
         commits = Commits(folder / "commits", config.checkpoint.keep)
@@ -169,6 +175,7 @@ def _summary(config: RunConfig, run: Run, scores: dict[str, Any], steps: int) ->
         "wall_seconds": run.wall(),
         "stage_seconds": {name.removeprefix("time/"): v for name, v in sorted(totals.items()) if _is_stage(name)},
         "tokens": {name.removeprefix("tokens/"): int(v) for name, v in totals.items() if name.startswith("tokens/")},
+        "memory": summarised(run.memory),
         "output": output_name(config),
         "raylign": __version__,
     }
@@ -180,7 +187,7 @@ def _is_stage(name: str) -> bool:
 
 def has_ended(config: RunConfig) -> bool:
     """Whether the newest run of this name came to its end, so that `run(config, resume=True)` starts nothing."""
-    folder = _newest(Path(config.output_dir).resolve() / config.name)
+    folder = _newest(output_base(config.output_dir) / config.name)
     return folder is not None and (folder / SUMMARY).exists()
 
 

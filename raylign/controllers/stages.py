@@ -18,6 +18,7 @@ from typing import Any
 
 from raylign.config import CollectConfig, RunConfig
 from raylign.config.graph import upstream_configs
+from raylign.controllers.outputs import output_base
 from raylign.errors import UserError
 from raylign.tasks import prepare
 
@@ -45,7 +46,7 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.output_dir).resolve() / "stages" / f"{self.config.name}-{self.key[:12]}"
+        return output_base(self.config.output_dir) / "stages" / f"{self.config.name}-{self.key[:12]}"
 
 
 def plan(config: RunConfig, chain: tuple[str, ...] = ()) -> Stage:
@@ -89,7 +90,7 @@ def output_name(config: RunConfig) -> str:
 def _task_folder(config: RunConfig) -> Path:
     assert config.task is not None
     digest = hashlib.sha256(config.task.model_dump_json().encode()).hexdigest()[:12]
-    return Path(config.output_dir).resolve() / "tasks" / f"{config.task.name}-{digest}"
+    return output_base(config.output_dir) / "tasks" / f"{config.task.name}-{digest}"
 
 
 def _content(config: RunConfig, needs: dict[str, Stage]) -> dict[str, str]:

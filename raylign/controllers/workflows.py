@@ -13,9 +13,11 @@ import ray
 
 from raylign.config import OFFLINE, ONLINE, CollectConfig, OfflineAlgorithm, OnlineAlgorithm
 from raylign.controllers.collect import collect
-from raylign.controllers.commits import Commit
+from raylign.controllers.commits import MERGED, Commit
 from raylign.controllers.context import Run
 from raylign.controllers.evaluate import Evaluation, evaluate
+from raylign.controllers.keeper import Keeper
+from raylign.controllers.memory import note_peak_memory
 from raylign.controllers.offline import (
     OfflineLoop,
     cache_logprobs,
@@ -26,10 +28,12 @@ from raylign.controllers.offline import (
     reference_logprobs,
 )
 from raylign.controllers.online import OnlineLoop
+from raylign.controllers.outputs import output_base
 from raylign.controllers.roles import evaluation_reward, launch
 from raylign.controllers.stages import MODEL
 from raylign.types import Dataset, LabelledSet, PairSet, PromptSet
 
+ADAPTER = "adapter"
 Scores = dict[str, Any]  # {"before": {...}, "after": {...}}
 
 
@@ -49,10 +53,11 @@ def online(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Com
         if commit:
             loop.restore(commit.step, commit.state)
         loop.sync()
-        scores.need("before", lambda: evaluate(run, roles, held, scores.num_prompts, loop.step, "before"))
+        scores.need("before", lambda: loop.evaluate(held, scores.num_prompts, "before"))
         run.view.phase("training")
         loop.train(held if held_out is not None else None, scores.num_prompts)
-        scores.need("after", lambda: evaluate(run, roles, held, scores.num_prompts, loop.step, "after"))
+        scores.need("after", lambda: loop.evaluate(held, scores.num_prompts, "after"))
+        note_peak_memory(run, roles)
     publish(run, run.committed or commit)
     return scores.found
 
@@ -72,6 +77,7 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
             if cache and not cached:
                 cached = reference_logprobs(run, roles, rows, data)
                 cache_logprobs(cache, cached)
+                note_peak_memory(run, roles)
                 roles.dismiss("reference")
             loop.set_data(data, cached)
             if commit:
@@ -82,6 +88,7 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
             loop.train()
             if judges_itself:
                 scores.need("after", lambda: loop.accuracy(held))
+            note_peak_memory(run, roles)
     publish(run, run.committed or commit)
     if isinstance(held_out, PromptSet):
         _judge(run, held_out, scores)
@@ -93,6 +100,7 @@ def collected(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: 
     assert isinstance(algorithm, CollectConfig)
     with launch(run, ["rollout", "reward"]) as roles:
         collect(run, roles, algorithm, ray.put(prompts), len(prompts))
+        note_peak_memory(run, roles)
     return {}
 
 
@@ -131,7 +139,7 @@ class Found:
 def _reference_cache(run: Run, rows: PairSet | LabelledSet) -> Path:
     """Where the reference logprobs of these rows are kept, for this run and all others that need the same."""
     key = reference_key(run.config, rows)
-    return Path(run.config.output_dir).resolve() / "cache" / f"reference-{key}.safetensors"
+    return output_base(run.config.output_dir) / "cache" / f"reference-{key}.safetensors"
 
 
 def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
@@ -139,22 +147,28 @@ def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
     config = run.config
     names = ["rollout", "evaluator", *(["reference"] if needs_reference(config.algorithm) else [])]
     with launch(run, names) as roles:
-        held, engines, limit = ray.put(held_out), roles["rollout"].actors, config.limits.sync
-        run.waiter.fetch([e.use_initial_weights.remote(0) for e in engines], timeout=limit, waiting_for="sync")
-        scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before"))
+        held, keeper = ray.put(held_out), Keeper(run, roles)
+        keeper.sync(0, lambda engine: engine.use_initial_weights.remote(0))
+        scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before", keeper))
         model = str(run.folder / MODEL)
-        run.waiter.fetch([e.load_folder.remote(1, model) for e in engines], timeout=limit, waiting_for="sync")
-        scores.need("after", lambda: evaluate(run, roles, held, len(held_out), 1, "after"))
+        keeper.sync(1, lambda engine: engine.load_folder.remote(1, model))
+        scores.need("after", lambda: evaluate(run, roles, held, len(held_out), 1, "after", keeper))
+        note_peak_memory(run, roles)
 
 
 def publish(run: Run, commit: Commit | None) -> None:
-    """`model/` in the run directory: the last commit's model as a plain Hugging Face folder (hard links, no copy)."""
+    """`model/` in the run directory: the last commit's model as a plain Hugging Face folder (hard links, no copy).
+
+    Where an adapter was learned, merged into its base, and the adapter beside it in `adapter/`.
+    """
     assert commit is not None
-    writing, final = run.folder / ".model-writing", run.folder / MODEL
-    shutil.rmtree(writing, ignore_errors=True)
-    shutil.copytree(commit.role("policy"), writing, ignore=shutil.ignore_patterns("state"), copy_function=_link)
-    shutil.rmtree(final, ignore_errors=True)
-    writing.rename(final)
+    adapter = run.config.model.lora is not None
+    for source, name in [(MERGED, MODEL), ("policy", ADAPTER)] if adapter else [("policy", MODEL)]:
+        writing, final = run.folder / f".{name}-writing", run.folder / name
+        shutil.rmtree(writing, ignore_errors=True)
+        shutil.copytree(commit.role(source), writing, ignore=shutil.ignore_patterns("state"), copy_function=_link)
+        shutil.rmtree(final, ignore_errors=True)
+        writing.rename(final)
 
 
 def _link(source: str, target: str) -> None:

@@ -17,7 +17,7 @@ from raylign.actors.group import ActorGroup
 from raylign.actors.placement import reserve
 from raylign.actors.session import ray_session
 from raylign.actors.waiting import ActorLost, Stop, Waiter
-from raylign.config import RoleResources
+from raylign.config import PlacementConfig, RoleResources
 from raylign.controllers.roles import Roles
 from raylign.errors import ConfigError, DataError, DeadlineError, Interrupted, PlacementError, RaylignError
 from tests.integration.small_runs import left_behind
@@ -51,7 +51,7 @@ def shared(local_ray):
     """Two started actors in their own placement."""
     waiter = Waiter()
     resources = SMALL.model_copy(update={"num_actors": 2})
-    placement = reserve({"reward": resources}, "PACK", 30, waiter)
+    placement = reserve({"reward": resources}, PlacementConfig(), 30, waiter)
     group = ActorGroup("reward", SHELL, resources, placement.slots("reward"), 3)
     group.build = partial(int, 7)
     try:
@@ -206,48 +206,56 @@ def wait_until_free(cpus: float) -> None:
 def test_what_can_never_fit_is_refused_at_once(waiter):
     start = time.monotonic()
     with pytest.raises(PlacementError, match=r"^placement\.critic \(each actor 1000 CPU\): does not fit: ") as caught:
-        reserve({"policy": SMALL, "critic": RoleResources(num_cpus=1000)}, "PACK", 60, waiter)
+        reserve({"policy": SMALL, "critic": RoleResources(num_cpus=1000)}, PlacementConfig(), 60, waiter)
     assert "placement.policy" not in str(caught.value)
     many = SMALL.model_copy(update={"num_actors": 4000})
     with pytest.raises(PlacementError, match=r"^placement\.rollout \(4000 x 0\.25 CPU\): .* needs 1000 CPU in all"):
-        reserve({"rollout": many}, "PACK", 60, waiter)
+        reserve({"rollout": many}, PlacementConfig(), 60, waiter)
     with pytest.raises(PlacementError, match=r"^placement\.policy \(each actor 0\.5 CPU, 1 GPU\)"):
-        reserve({"policy": RoleResources(num_gpus=1)}, "PACK", 60, waiter)
+        reserve({"policy": RoleResources(num_gpus=1)}, PlacementConfig(), 60, waiter)
     with pytest.raises(PlacementError, match=r"^placement\.strategy: STRICT_SPREAD"):
-        reserve({"policy": SMALL, "critic": SMALL}, "STRICT_SPREAD", 60, waiter)
+        reserve({"policy": SMALL, "critic": SMALL}, PlacementConfig(strategy="STRICT_SPREAD"), 60, waiter)
     assert time.monotonic() - start < 5
+
+
+def test_what_an_autoscaling_cluster_could_grow_to_hold_is_waited_for(waiter):
+    growing = PlacementConfig(autoscaling=True)
+    with pytest.raises(
+        PlacementError, match=r"^placement: not reserved within limits\.placement 1 s: .*needs 1000 CPU"
+    ):
+        reserve({"critic": RoleResources(num_cpus=1000)}, growing, 1, waiter)
 
 
 def test_a_busy_cluster_is_waited_for_and_then_refused(room, waiter):
     all_of_it = RoleResources(num_cpus=room)
-    holder = reserve({"policy": all_of_it}, "PACK", 30, waiter)
+    holder = reserve({"policy": all_of_it}, PlacementConfig(), 30, waiter)
     try:
         with pytest.raises(
             PlacementError, match=r"^placement: not reserved within limits\.placement 1 s: .*free are 0 CPU"
         ):
-            reserve({"critic": SMALL}, "PACK", 1, waiter)
+            reserve({"critic": SMALL}, PlacementConfig(), 1, waiter)
     finally:
         holder.release()
     # Had the refused group stayed, it would hold a quarter of a CPU now.
     wait_until_free(room)
-    reserve({"policy": all_of_it}, "PACK", 30, waiter).release()
+    reserve({"policy": all_of_it}, PlacementConfig(), 30, waiter).release()
     wait_until_free(room)
 
 
 def test_a_stop_request_ends_the_wait_for_a_place(room):
     stop = Stop()
-    holder = reserve({"policy": RoleResources(num_cpus=room)}, "PACK", 30, Waiter())
+    holder = reserve({"policy": RoleResources(num_cpus=room)}, PlacementConfig(), 30, Waiter())
     stop.request()
     try:
         with pytest.raises(Interrupted):
-            reserve({"critic": SMALL}, "PACK", 60, Waiter(stop))
+            reserve({"critic": SMALL}, PlacementConfig(), 60, Waiter(stop))
     finally:
         holder.release()
     wait_until_free(room)
 
 
 def test_killing_the_roles_frees_everything(room, waiter):
-    placement = reserve({"policy": SMALL, "reward": SMALL}, "PACK", 30, waiter)
+    placement = reserve({"policy": SMALL, "reward": SMALL}, PlacementConfig(), 30, waiter)
     groups = {name: ActorGroup(name, SHELL, SMALL, placement.slots(name), 1) for name in ("policy", "reward")}
     roles = Roles(placement, groups)
     pids = waiter.fetch([roles[name][0].pid.remote() for name in groups], timeout=60, waiting_for="pids")
@@ -257,3 +265,32 @@ def test_killing_the_roles_frees_everything(room, waiter):
     roles.kill()
     wait_until_free(room)
     assert left_behind([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], grace=10) == []
+
+
+def test_a_survivor_that_complains_is_not_the_cause(group, waiter):
+    """torch.distributed breaks in a survivor before Ray says who died."""
+    complaint = group[1].fail.remote(RuntimeError("connection closed by peer"))
+    with pytest.raises(RaylignError) as caught:  # negative control: nobody died
+        waiter.fetch([complaint], timeout=30, waiting_for="update", suspects=lambda: [group[0].ping.remote()])
+    assert type(caught.value) is RaylignError
+    dead = murder(group, waiter, 0)
+    beside = group[0].number.remote()
+    with pytest.raises(ActorLost, match="connection closed by peer") as lost:
+        waiter.fetch([complaint, beside], timeout=30, waiting_for="update")
+    assert lost.value.actor_ids == (dead,)
+    with pytest.raises(ActorLost, match="connection closed by peer") as lost:
+        waiter.fetch([complaint], timeout=30, waiting_for="assemble", suspects=lambda: [group[0].ping.remote()])
+    assert lost.value.actor_ids == (dead,)
+
+
+def test_what_became_of_each_call(group, waiter):
+    fine, slow = group[1].number.remote(), group[1].sleep.remote(30)
+    murder(group, waiter, 0)
+    begin = time.monotonic()
+    value, lost, late = waiter.settle([fine, group[0].number.remote(), slow], timeout=2, waiting_for="sync")
+    assert time.monotonic() - begin < 10
+    assert value == 7
+    assert isinstance(lost, ActorLost)
+    assert isinstance(late, DeadlineError)
+    assert waiter.settle([], timeout=1, waiting_for="nothing") == []
+    ray.kill(group[1])  # it sleeps

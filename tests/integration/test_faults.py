@@ -54,6 +54,27 @@ def test_an_actor_that_dies_changes_nothing_in_the_result(workshop, shell, redon
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_learner_rank_that_dies_takes_the_run_back_to_its_commit(workshop):
+    """Whichever rank dies, and whatever the other one says of it first."""
+    two = ["placement.policy.num_actors=2", "placement.policy.num_cpus=0.25", "placement.policy.num_threads=1"]
+    overrides = [TRANSFORMERS, *two, "checkpoint.every_steps=1", "algorithm.steps=12"]
+    whole = workshop.run("ppo", "name=ppo_ranks", *overrides, resume=True, timeout=400)
+    process = workshop.start("ppo", "name=ppo_rank_lost", *overrides)
+    folder = workshop.folder / "runs" / "ppo_rank_lost"
+    with Ended(process):
+        for commit, victim in ((2, -1), (6, 0)):
+            wait_for(lambda commit=commit: newest_commit(folder) >= commit, 300, f"commit {commit}", process)
+            ranks = [p.pid for p in family(process.pid) if "OnlinePolicyShell" in " ".join(p.cmdline())]
+            assert len(ranks) == 2
+            os.kill(sorted(ranks)[victim], signal.SIGKILL)
+        output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert hashes(folder) == hashes(whole)
+    assert [row["step"] for row in metrics(folder)] == list(range(1, 13))
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_past_the_failure_budget_the_run_ends_with_a_whole_commit(workshop):
     run = "ppo_no_budget"

@@ -1,0 +1,89 @@
+"""One rollout engine of a fleet: what it is doing, which version it holds, and what it has left to do.
+
+starting -> syncing -> serving -> draining -> dead         any of them -> dead
+               ^----------'  (a new version)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ray import ObjectRef
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raylign.types import LongArray
+
+
+class EngineState(Enum):
+    STARTING = "starting"  # waits for its place, or loads the model
+    SYNCING = "syncing"  # takes the weights of a version
+    SERVING = "serving"  # holds its version and gets work
+    DRAINING = "draining"  # finishes what it has and gets no more
+    DEAD = "dead"
+
+
+_MAY_BECOME = {
+    EngineState.STARTING: {EngineState.SYNCING, EngineState.DRAINING, EngineState.DEAD},
+    EngineState.SYNCING: {EngineState.SERVING, EngineState.DRAINING, EngineState.DEAD},
+    EngineState.SERVING: {EngineState.SYNCING, EngineState.DRAINING, EngineState.DEAD},
+    EngineState.DRAINING: {EngineState.DEAD},
+    EngineState.DEAD: set(),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A part of a step that an engine was given."""
+
+    prompts: ObjectRef
+    rows: LongArray
+    cost: float  # expected tokens
+
+
+@dataclass
+class Engine:
+    """An actor, its place and its state. One that dies is never used again: its successor is another `Engine`.
+
+    Args:
+        started: what its `start` call returns.
+        own: the placement group that was reserved for this engine alone, if it is not one of the run's first.
+        is_new: whether it joined a run that was going on.
+    """
+
+    actor: Any
+    slot: PlacementGroupSchedulingStrategy
+    started: ObjectRef | None = None
+    own: PlacementGroup | None = None
+    is_new: bool = False
+    state: EngineState = EngineState.STARTING
+    version: int | None = None  # of its weights; None until it has acknowledged one
+    work: dict[ObjectRef, Work] = field(default_factory=dict)  # not yet done, by the ref of its lengths
+
+    @property
+    def id(self) -> str:
+        return self.actor._actor_id.hex()
+
+    @property
+    def load(self) -> float:
+        """Tokens that it is expected to sample yet."""
+        return sum(work.cost for work in self.work.values())
+
+    def become(self, state: EngineState) -> None:
+        """Raises ValueError for a way that the diagram does not show."""
+        if state not in _MAY_BECOME[self.state]:
+            raise ValueError(f"engine {self.id}: a {self.state.value} engine does not become {state.value}")
+        self.state = state
+
+    def sync(self) -> None:
+        """New weights are on their way: until they are acknowledged it serves nothing."""
+        if self.state is not EngineState.SYNCING:
+            self.become(EngineState.SYNCING)
+        self.version = None
+
+    def acknowledge(self, version: int) -> None:
+        """It holds `version` and serves it."""
+        self.become(EngineState.SERVING)
+        self.version = version
