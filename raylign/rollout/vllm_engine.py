@@ -14,6 +14,8 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raylign.config import LoRAConfig, RolloutConfig, SamplingConfig
@@ -30,6 +32,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM quietly raises lower ones, 
 
 class VLLMEngine:
     """`RolloutEngine` over the synchronous `vllm.LLM`, whose engine core runs in this process.
+
+    Where `rollout` splits the model, each of its ranks is a child process on a GPU of its own; they end with this one.
 
     Give it a process of its own: on a CPU vLLM freezes the number of torch threads (OMP_NUM_THREADS counts) and
     takes the process's default torch.distributed group.
@@ -48,6 +52,9 @@ class VLLMEngine:
         context_length(config, rollout)  # says in one line what vLLM says in ten
         on_cpu = not torch.accelerator.is_available()
         self._sleeps = sleeps and not on_cpu  # on a CPU there is nothing to leave
+        if on_cpu and rollout.pipeline_parallel > 1:
+            raise UserError("rollout.pipeline_parallel: vLLM's CPU build samples on the first stage only; set 1")
+        self._is_split = rollout.tensor_parallel * rollout.pipeline_parallel > 1
         enforce_eager = on_cpu if rollout.enforce_eager is None else rollout.enforce_eager
         _prepare_process(compile_nothing=on_cpu and enforce_eager)
         try:
@@ -64,7 +71,10 @@ class VLLMEngine:
                 gpu_memory_utilization=rollout.gpu_memory_utilization,
                 kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if on_cpu else None,
                 logprobs_mode="processed_logprobs",  # after temperature, top-k and top-p
-                distributed_executor_backend="uni",
+                tensor_parallel_size=rollout.tensor_parallel,
+                pipeline_parallel_size=rollout.pipeline_parallel,
+                # Said, because inside a placement group vLLM would choose Ray's, whose ranks would need bundles.
+                distributed_executor_backend="mp" if self._is_split else "uni",
                 worker_extension_cls=f"{WeightLoader.__module__}.{WeightLoader.__qualname__}",
                 seed=0,  # every request brings its own
                 use_tqdm_on_load=False,
@@ -148,7 +158,13 @@ class VLLMEngine:
                     if other not in arrays:
                         yield other, tensor
 
-        self._llm.collective_rpc("load_policy", args=(tensors(),))
+        if not self._is_split:
+            self._llm.collective_rpc("load_policy", args=(tensors(),))
+            return
+        with _shared_folder(sum(array.nbytes for array in arrays.values())) as folder:  # ranks map it, none copies it
+            file = str(Path(folder, "policy.safetensors"))
+            save_file({name: tensor.contiguous() for name, tensor in tensors() if name in arrays}, file)
+            self._llm.collective_rpc("load_policy_file", args=(file, tied))
 
     def _start_adapter(self, model_path: str, lora: LoRAConfig, dtype: Dtype, trust_remote_code: bool) -> None:
         """Load the adapter that does nothing, so that what vLLM cannot adapt is refused before anything is learned."""
@@ -197,14 +213,24 @@ class WeightLoader:
     def load_policy(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.model_runner.reload_weights(weights_iterator=weights)
 
+    def load_policy_file(self, file: str, tied: Mapping[str, Sequence[str]]) -> None:
+        """As `load_policy`, where the ranks of an engine are processes of their own."""
+        with safe_open(file, framework="pt") as weights:
+            names = [(name, other) for name in weights.keys() for other in (name, *tied.get(name, ()))]  # noqa: SIM118
+            self.load_policy((as_name, weights.get_tensor(name)) for name, as_name in names)
+
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
         """Replace the adapter by that of a peft folder; vLLM reads it from a path, and only now."""
-        size = sum(map(len, files.values()))
-        shared = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size
-        with TemporaryDirectory(prefix="raylign-adapter-", dir=SHARED_MEMORY if shared else None) as folder:
+        with _shared_folder(sum(map(len, files.values()))) as folder:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
             self.model_runner.add_lora(_lora_request(folder, load_inplace=True))
+
+
+def _shared_folder(size: int) -> TemporaryDirectory[str]:
+    """For files of `size` bytes that are read at once: in shared memory, if there is room."""
+    shared = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size
+    return TemporaryDirectory(prefix="raylign-weights-", dir=SHARED_MEMORY if shared else None)
 
 
 def _lora_request(path: str, load_inplace: bool = False) -> Any:
@@ -252,6 +278,7 @@ def _prepare_process(compile_nothing: bool) -> None:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights reach the model without being copied to another process
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks on a CPU would each ask for a NUMA node
         "VLLM_HOST_IP": "127.0.0.1",  # one process: nothing listens to the network
     }
     if compile_nothing:

@@ -47,13 +47,21 @@ def simulated(log: Path, **head: Any) -> Iterator[Cluster]:
             yield cluster
             ours = [p for p in psutil.Process().children(recursive=True) if p not in before]
             # Actors of a node that was taken away are nobody's children.
-            pids = {int(file.stem) for file in log.glob("*.jsonl")}
-            ours += [p for p in psutil.process_iter() if p.pid in pids and "Shell" in " ".join(p.cmdline())]
+            ours += [p for file in log.glob("*.jsonl") for p in actor_process(int(file.stem))]
         finally:
             ray.shutdown()
             cluster.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
     assert left_behind(ours) == []
+
+
+def actor_process(pid: int) -> list[psutil.Process]:
+    """The process that had this number when an engine wrote its records, if it still runs."""
+    try:
+        process = psutil.Process(pid)
+        return [process] if "Shell" in " ".join(process.cmdline()) else []
+    except psutil.Error:  # gone, or dead and not yet reaped by whoever adopted it
+        return []
 
 
 def spot_node(cluster: Cluster, num_gpus: int) -> Any:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -31,9 +32,10 @@ ALL = [PROMPTS.tokens[i] for i in range(len(PROMPTS))]
 _child: dict[str, RolloutWorker] = {}  # filled in the child process only
 
 
-def _start(path: str) -> None:
+def _start(path: str, tensor_parallel: int = 1) -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    rollout = RolloutConfig(engine="vllm", kv_cache_gib=0.25, sampling=SamplingConfig(max_tokens=12))
+    sampling = SamplingConfig(max_tokens=12)
+    rollout = RolloutConfig(engine="vllm", kv_cache_gib=0.25, tensor_parallel=tensor_parallel, sampling=sampling)
     _child["worker"] = RolloutWorker(path, rollout, "float32", (EOS,), run_seed=3)
 
 
@@ -45,6 +47,11 @@ def _engine_generate(prompts, sampling, seeds, stop_token_ids):
     return _child["worker"]._engine.generate(prompts, sampling, seeds, stop_token_ids)
 
 
+def _children() -> list[int]:
+    """The engine's ranks: vLLM names them."""
+    return [p.pid for p in psutil.Process().children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
+
+
 class Child:
     """The worker in its process; every call is bounded."""
 
@@ -53,6 +60,9 @@ class Child:
 
     def __getattr__(self, method):
         return lambda *args, **kwargs: self._pool.submit(_worker_call, method, *args, **kwargs).result(TIMEOUT)
+
+    def children(self) -> list[int]:
+        return self._pool.submit(_children).result(TIMEOUT)
 
     def engine_generate(self, *args):
         return self._pool.submit(_engine_generate, *args).result(TIMEOUT)
@@ -92,6 +102,26 @@ def worker(tmp_path_factory):
         child.use_initial_weights(0)
         yield child
         child.close()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@pytest.mark.slow
+def test_an_engine_of_two_ranks_samples_from_the_weights_loaded_last(tmp_path):
+    tiny_model(0).save_pretrained(tmp_path)
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start, initargs=(str(tmp_path), 2))
+    try:
+        child = Child(pool)
+        for seed in (1, 0):
+            child.load_weights(seed, weights(seed))
+            done = child.engine_generate(ALL, SamplingConfig(max_tokens=12), list(range(len(ALL))), (EOS,))
+            assert logprob_error(tiny_model(seed), ALL, done, 1.0) < 1e-4
+            assert logprob_error(tiny_model(1 - seed), ALL, done, 1.0) > 0.1  # other weights do show
+        ranks = child.children()
+        child.close()
+        _, alive = psutil.wait_procs([psutil.Process(pid) for pid in ranks if psutil.pid_exists(pid)], timeout=30)
+        assert len(ranks) >= 2
+        assert alive == []
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
