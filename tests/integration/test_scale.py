@@ -195,7 +195,8 @@ def test_eight_learners_and_sixteen_engines(tmp_path):
     check_fleet(tmp_path, 8, 16, config(tmp_path, "calm", 8, 16))
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_with_too_few_engines_the_run_ends_and_its_commit_is_whole(tmp_path):
     log = tmp_path / "log"
     log.mkdir()
