@@ -50,7 +50,8 @@ class RolloutConfig(Config):
     """Let engines join and leave during the run; placement.rollout.num_actors is how many it starts with."""
     sampling: SamplingConfig = SamplingConfig()
     shards_per_step: int = Field(default=2, ge=1)
-    """Parts a step's prompts are generated in; a part is scored while the next one is generated."""
+    """Parts a step's prompts are generated in, at least as many as there may be engines; a part is scored while the next
+    one is generated."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the engine's weights; auto is the policy's compute_dtype."""
     max_model_len: int | None = Field(default=None, ge=8)
