@@ -27,6 +27,8 @@ from tests.integration.fake_engine import PACE
 from tests.integration.simulated import records, simulated, spot_node, until
 from tests.integration.small_runs import metrics, newest_commit
 
+pytestmark = pytest.mark.own_process
+
 STEPS, PROMPTS, SAMPLES = 40, 16, 2
 NUM_NODES = 2  # that hold engines alone
 GPUS = {"policy": 1.0, "rollout": 0.5}  # of each actor
