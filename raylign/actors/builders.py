@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-WorldAddress = tuple[int, int, str | None, float]  # rank, size, host:port of rank 0, timeout in seconds
+WorldAddress = tuple[int, int, str | None, float]  # rank, size, host:port where they meet, timeout in seconds
 
 
 def rollout(**options: Any) -> Any:

@@ -7,7 +7,6 @@ not as the death of an actor. Nothing here imports torch: the driver holds these
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -129,11 +128,10 @@ class ReferenceShell(Shell):
 class LearnerShell(SleepingShell):
     """One rank of a learner group."""
 
-    def free_address(self) -> str:
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"{host}:{probe.getsockname()[1]}"
+    def host_meeting(self) -> str:
+        from raylign.learners.world import host_meeting
+
+        return host_meeting(ray.util.get_node_ip_address())
 
     def join(self, build: Callable[..., Any], world: WorldAddress, restore: str | None) -> None:
         self.worker = None

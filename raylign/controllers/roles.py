@@ -148,7 +148,7 @@ def _start(run: Run, roles: Roles, commit: Commit | None) -> None:
     for name, group in roles.groups.items():
         if isinstance(group, LearnerGroup) and len(group) > 1:
             (addresses[name],) = run.waiter.fetch(
-                [group.head.free_address.remote()],
+                [group.head.host_meeting.remote()],
                 timeout=limits.start,
                 waiting_for=f"{name}: start",
                 interruptible=True,

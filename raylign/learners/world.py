@@ -9,10 +9,24 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import init_device_mesh
 
 from raylign.config import ShardingConfig
 from raylign.models.ranks import ALONE, Ranks
+
+_hosted: dict[str, TCPStore] = {}  # the meeting places in this process, by address
+
+
+def host_meeting(host: str) -> str:
+    """Open the place where the ranks of a world meet, and say its address, `host:port`.
+
+    It takes its port at once: one that was only looked up may be another process's by the time the ranks come.
+    """
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    address = f"{host}:{store.port}"
+    _hosted[address] = store
+    return address
 
 
 class World:
@@ -20,7 +34,8 @@ class World:
 
     Args:
         rank, size: place in the group.
-        address: `host:port` of rank 0; needed when size > 1.
+        address: what `host_meeting` said, in the process of rank 0 or another that outlives the world; needed when
+            size > 1.
         timeout: seconds before a collective gives up on a lost rank.
     """
 
@@ -28,13 +43,11 @@ class World:
         self.rank, self.size = rank, size
         self._alone = False  # in a process group of its own
         if size > 1:
-            dist.init_process_group(
-                _backend(),
-                init_method=f"tcp://{address}",
-                rank=rank,
-                world_size=size,
-                timeout=timedelta(seconds=timeout),
-            )
+            assert address is not None
+            wait = timedelta(seconds=timeout)
+            host, _, port = address.rpartition(":")
+            store = _hosted.pop(address, None) or TCPStore(host, int(port), timeout=wait, wait_for_workers=False)
+            dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=wait)
 
     def arrange(self, sharding: ShardingConfig, device: torch.device) -> Ranks:
         """This rank's place when the model is split like that; every rank of the world must ask."""

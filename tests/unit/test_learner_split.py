@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import socket
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,10 +43,11 @@ from raylign.learners.preference import DPOLearner
 from raylign.learners.reward_model import RewardModelLearner
 from raylign.learners.sft import SFTLearner
 from raylign.learners.spec import LearnerSpec
-from raylign.learners.world import World
+from raylign.learners.world import World, host_meeting
 from raylign.models.ranks import Ranks
 from raylign.models.shard import whole
 from raylign.types import RolloutBatch
+from tests.unit.ranks import run_ranks
 from tests.unit.tiny import (
     assert_same,
     experience,
@@ -63,7 +61,7 @@ from tests.unit.tiny import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-DEADLINE = 400.0  # seconds for all ranks together, on a machine that does other things too
+DEADLINE = 280.0  # seconds for all ranks together, on a machine that does other things too
 STEPS = 4
 TOLERANCE = 1e-5
 PPO = PPOConfig(name="ppo", minibatches=2)
@@ -311,28 +309,8 @@ def root(tmp_path_factory) -> Path:
     save_tiny(root / "scalar", LlamaForSequenceClassification, LlamaConfig, num_labels=1)
     save_tiny(root / "headless", Qwen2ForCausalLM, Qwen2Config, tie_word_embeddings=True, seed=3)
     save_half(root, "policy-1", WHOLE, None)
-    spawn = multiprocessing.get_context("spawn")
-    addresses = {size: f"127.0.0.1:{free_port()}" for size in (4, 2)}
-    ranks = [spawn.Process(target=rank_main, args=(rank, addresses, root), daemon=True) for rank in range(4)]
-    try:
-        for process in ranks:
-            process.start()
-        end = time.monotonic() + DEADLINE
-        for process in ranks:
-            process.join(max(0.0, end - time.monotonic()))
-        assert [process.exitcode for process in ranks] == [0] * 4
-    finally:
-        for process in ranks:
-            if process.is_alive():
-                process.kill()
-            process.join(10)
+    run_ranks(rank_main, 4, {size: host_meeting("127.0.0.1") for size in (4, 2)}, root, deadline=DEADLINE)
     return root
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def found_by(root: Path, name: str, rank: int) -> Numbers:

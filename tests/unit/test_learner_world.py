@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +31,10 @@ from raylign.learners.kto import KTOLearner
 from raylign.learners.online_dpo import OnlineDPOLearner
 from raylign.learners.policy_gradient import PolicyGradientLearner
 from raylign.learners.preference import DPOLearner, ORPOLearner
-from raylign.learners.world import World
+from raylign.learners.world import World, host_meeting
 from raylign.models.ranks import ALONE
 from raylign.types import PairExperience
+from tests.unit.ranks import run_ranks
 from tests.unit.tiny import (
     GradientTrap,
     assert_same,
@@ -43,7 +46,7 @@ from tests.unit.tiny import (
     spec_of,
 )
 
-DEADLINE = 60.0
+DEADLINE = 200.0
 PPO = PPOConfig(name="ppo", minibatches=2)
 # Every term of the loss, and metrics that are divided by something else than the loss.
 GRPO = GRPOConfig(
@@ -157,22 +160,7 @@ def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("world")
     save_tiny(root / "policy", Qwen2ForCausalLM, Qwen2Config, tie_word_embeddings=True)
     save_tiny(root / "critic", LlamaForSequenceClassification, LlamaConfig, num_labels=1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=rank_main, args=(rank, address, str(root)), daemon=True) for rank in (0, 1)]
-    try:
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(DEADLINE)
-        assert [process.exitcode for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            if process.is_alive():
-                process.kill()
-            process.join(10)
+    run_ranks(rank_main, 2, host_meeting("127.0.0.1"), str(root), deadline=DEADLINE)
     return root
 
 
@@ -204,3 +192,24 @@ def test_half_of_the_work_is_another_gradient(root):
     half.sum_metrics = lambda metrics, ranks=ALONE: metrics
     found, _ = dpo_step(root, half, 30)
     assert max((found[name] - expected[name]).abs().max().item() for name in expected) > 1e-2
+
+
+def test_a_meeting_place_keeps_its_port():
+    host, _, port = host_meeting("127.0.0.1").rpartition(":")
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((host, int(port)))
+
+
+def fails_alone(rank: int) -> None:
+    if rank == 1:
+        sys.exit(3)
+    time.sleep(100)
+
+
+def test_the_rank_that_fails_ends_the_others_at_once():
+    """Negative control of `run_ranks`, which every test of several ranks leans on."""
+    started = time.monotonic()
+    with pytest.raises(AssertionError, match="3"):
+        run_ranks(fails_alone, 2, deadline=90.0)
+    assert time.monotonic() - started < 60
+    assert not multiprocessing.active_children()

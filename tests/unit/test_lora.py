@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import socket
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,12 +42,13 @@ from raylign.learners.preference import DPOLearner
 from raylign.learners.reference import ReferenceModel
 from raylign.learners.reward_model import RewardModelLearner
 from raylign.learners.sft import SFTLearner
-from raylign.learners.world import World
+from raylign.learners.world import World, host_meeting
 from raylign.models.load import export_weights, load_causal, load_critic
 from raylign.models.lora import adapter_parameters, adapter_state, save_adapter
 from raylign.models.merge import save_merged
 from raylign.rollout import RolloutWorker
 from raylign.types import PromptSet, Ragged
+from tests.unit.ranks import run_ranks
 from tests.unit.tiny import (
     assert_same,
     differs,
@@ -384,24 +383,10 @@ def ranks_main(rank: int, size: int, address: str, base: str, folder: Path) -> N
 
 @pytest.mark.slow
 def test_two_ranks_that_split_the_model_learn_the_adapter_of_one(folders, tmp_path):
-    spawn = multiprocessing.get_context("spawn")
     for size in (1, 2):
         (tmp_path / str(size)).mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
-        options = (size, address, str(folders["llama"]), tmp_path / str(size))
-        ranks = [spawn.Process(target=ranks_main, args=(rank, *options), daemon=True) for rank in range(size)]
-        try:
-            for process in ranks:
-                process.start()
-            for process in ranks:
-                process.join(120)
-            assert [process.exitcode for process in ranks] == [0] * size
-        finally:
-            for process in ranks:
-                process.kill()
-                process.join(10)
+        address = host_meeting("127.0.0.1")
+        run_ranks(ranks_main, size, size, address, str(folders["llama"]), tmp_path / str(size), deadline=120.0)
     for name in ("sent.safetensors", "commit/adapter_model.safetensors", "merged/model.safetensors"):
         assert_same(load_file(tmp_path / "2" / name), load_file(tmp_path / "1" / name), 1e-6)
     base = load_file(folders["llama"] / "model.safetensors")
