@@ -33,7 +33,6 @@ WHO, DID, WHAT, PLACE, DAY = (
 )
 IN, ON, END = "in", "on", "."
 
-_CHANCES = {3: 0.25, 2: 0.25, 1: 0.25, 0: 0.25}
 _HAS_PLACE, _HAS_DAY = 0.7, 0.5
 
 
@@ -82,14 +81,25 @@ def read_sentences(text: str) -> list[Sentence | None]:
     >>> read_sentences("also omar drew maps . omar drew")
     [Sentence(fact=Fact(who='omar', did='drew', what='maps', place=None, day=None), marker='also'), None]
     """
-    *ended, rest = " ".join(text.split()).split(END)  # no word has a full stop in it
-    sentences = [_read(part.split()) for part in ended]
-    return [*sentences, None] if rest.strip() else sentences
+    sentences: list[Sentence | None] = []
+    words: list[str] = []
+    for word in split_words(text):
+        if word == END:
+            sentences.append(_read(words))
+            words = []
+        else:
+            words.append(word)
+    return [*sentences, None] if words else sentences
+
+
+def split_words(text: str) -> list[str]:
+    """Words, and every full stop as a word of its own, whether or not there is a space before it."""
+    return text.replace(END, f" {END} ").split()
 
 
 def write_post(rng: np.random.Generator, num_facts: int) -> list[Sentence]:
     """A post of `num_facts` sentences, one of them at least of the greatest weight. No one and nothing is in two of them."""
-    weights = [max(WEIGHT.values()), *rng.choice(list(_CHANCES), size=num_facts - 1, p=list(_CHANCES.values()))]
+    weights = [max(WEIGHT.values()), *rng.choice(list(_MARKERS), size=num_facts - 1)]
     people, things = rng.permutation(len(WHO)), rng.permutation(len(WHAT))
     sentences = []
     for i, weight in enumerate(rng.permutation(weights)):
@@ -124,10 +134,10 @@ def _read(words: list[str]) -> Sentence | None:
     marker = words.pop(0) if words and words[0] in WEIGHT else None
     if len(words) < 3 or not (words[0] in WHO and words[1] in DID and words[2] in WHAT):
         return None
-    core, rest = words[:3], words[3:]
+    (who, did, what), rest = words[:3], words[3:]
     place = day = None
     if len(rest) >= 2 and rest[0] == IN and rest[1] in PLACE:
         place, rest = rest[1], rest[2:]
     if len(rest) >= 2 and rest[0] == ON and rest[1] in DAY:
         day, rest = rest[1], rest[2:]
-    return None if rest else Sentence(Fact(*core, place, day), marker)
+    return None if rest else Sentence(Fact(who, did, what, place, day), marker)

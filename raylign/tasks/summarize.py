@@ -22,12 +22,13 @@ from raylign.tasks.posts import (
     Sentence,
     post_words,
     read_sentences,
+    split_words,
     vocabulary,
     write_post,
 )
 
 LARGEST_SCORE = 5.0
-FREE_WORDS = 50
+DEAREST_LENGTH = 50
 """Words, full stops among them, that cost as much as a perfect summary is worth; no length costs more."""
 
 CUE = ("tl;dr", ":")
@@ -54,7 +55,7 @@ def quality(summary: str, post: str) -> float:
     one too, covers nothing.
 
     Args:
-        summary: words and full stops separated by spaces.
+        summary: words separated by spaces, and full stops.
         post: the prompt; what is no sentence of a post, such as `tl;dr :`, is passed over.
 
     Both facts that matter of three, 3 of 3 + 1 + 0 and then all of it, in 4 and 8 words:
@@ -81,7 +82,7 @@ def quality(summary: str, post: str) -> float:
     if stated and total:
         coverage = sum(facts[i].weight for i in stated) / total
         worth = coverage * len(stated) / (len(stated) + num_wrong)
-    return LARGEST_SCORE * (worth - min(len(summary.split()), FREE_WORDS) / FREE_WORDS)
+    return LARGEST_SCORE * (worth - min(len(split_words(summary)), DEAREST_LENGTH) / DEAREST_LENGTH)
 
 
 def score(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:

@@ -17,7 +17,7 @@ from raylign.data import load_prompts
 from raylign.errors import ConfigError
 from raylign.tasks import TaskFiles, prepare, score_function
 from raylign.tasks.posts import DAY, DID, PLACE, WEIGHT, WHAT, WHO, post_words, read_sentences, vocabulary, write_post
-from raylign.tasks.summarize import FREE_WORDS, LARGEST_SCORE, num_positions, quality, write_summary
+from raylign.tasks.summarize import DEAREST_LENGTH, LARGEST_SCORE, num_positions, quality, write_summary
 
 TASK = SummarizeTask(name="summarize", num_posts=200, num_prompts=50, num_eval_prompts=20)
 POST = "crucially anna sold boats in rome on monday . anyway omar drew maps . also liam hid coins . tl;dr :"
@@ -60,6 +60,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         ("anna sold boats on monday in rome .", 0, 0, 8),  # not in this order
         ("anna sold boats . . .", 3 / 4, 1 / 3, 6),  # empty sentences are fragments
         ("tl;dr : anna sold boats .", 0, 0, 6),
+        ("anna sold boats.liam hid coins.", 1, 1, 8),  # a full stop is a word wherever it stands
         ("zeppelin", 0, 0, 1),
     ],
 )
@@ -69,7 +70,7 @@ def test_quality_by_hand(summary, coverage, faithfulness, num_words):
 
 def test_the_score_is_bounded_however_long_the_summary():
     assert quality("boats " * 49, POST) == pytest.approx(-4.9)
-    assert quality("boats " * FREE_WORDS, POST) == quality("boats " * 1000, POST) == -LARGEST_SCORE
+    assert quality("boats " * DEAREST_LENGTH, POST) == quality("boats " * 1000, POST) == -LARGEST_SCORE
     whole = "anna sold boats . liam hid coins . "
     assert quality(whole * 1000, POST) == 0.0  # all is covered, and no length costs more
     assert quality(whole * 1000 + "liam hid boats . ", POST) < 0.0
