@@ -34,7 +34,7 @@ class SummarizeTask(Config):
     name: Literal["summarize"]
     seed: int = Field(default=0, ge=0)
     """Seed of the posts, the summaries and the model's first weights."""
-    num_facts: int = Field(default=4, ge=2, le=8)
+    num_facts: int = Field(default=3, ge=2, le=8)
     """Facts, and so sentences, in a post."""
     num_posts: int = Field(default=12000, ge=100)
     """Posts with a summary in the corpus that the SFT stage learns from."""

@@ -24,11 +24,11 @@ WEIGHT: dict[str, int] = {word: weight for weight, words in _MARKERS.items() for
 WHO, DID, WHAT, PLACE, DAY = (
     tuple(words.split())
     for words in (
-        "anna boris carla diego elena felix grace henry irene jonas karin liam maria nadia omar paula",
-        "bought sold found lost painted repaired hid borrowed drew stole cleaned counted",
-        "boats lamps maps clocks chairs books kites drums coins shoes plates violins hats stamps bells ropes",
-        "paris oslo cairo lima delhi rome quito tokyo",
-        "monday tuesday wednesday thursday friday saturday sunday",
+        "anna boris carla diego elena felix irene liam maria omar",
+        "bought sold found lost painted hid drew stole",
+        "boats lamps maps clocks chairs books kites drums coins shoes",
+        "paris oslo cairo lima delhi rome",
+        "monday tuesday thursday friday sunday",
     )
 )
 IN, ON, END = "in", "on", "."
@@ -98,14 +98,14 @@ def split_words(text: str) -> list[str]:
 
 
 def write_post(rng: np.random.Generator, num_facts: int) -> list[Sentence]:
-    """A post of `num_facts` sentences, one of them at least of the greatest weight. No one and nothing is in two of them."""
+    """A post of `num_facts` sentences, one of them at least of the greatest weight. No WHO, DID or WHAT is in two of them."""
     weights = [max(WEIGHT.values()), *rng.choice(list(_MARKERS), size=num_facts - 1)]
-    people, things = rng.permutation(len(WHO)), rng.permutation(len(WHAT))
+    people, deeds, things = (rng.permutation(len(words)) for words in (WHO, DID, WHAT))
     sentences = []
     for i, weight in enumerate(rng.permutation(weights)):
         fact = Fact(
             WHO[people[i]],
-            _one(rng, DID),
+            DID[deeds[i]],
             WHAT[things[i]],
             _one(rng, PLACE) if rng.random() < _HAS_PLACE else None,
             _one(rng, DAY) if rng.random() < _HAS_DAY else None,
