@@ -51,7 +51,7 @@ from raylign.config.roles import (
     TaskReward,
 )
 from raylign.config.run import CheckpointConfig, RunConfig, TrackingConfig, WandbConfig
-from raylign.config.task import ExactTask, SentimentTask, TaskConfig
+from raylign.config.task import ExactTask, SentimentTask, SummarizeTask, TaskConfig
 
 __all__ = [
     "OFFLINE",
@@ -101,6 +101,7 @@ __all__ = [
     "SentimentTask",
     "ShardingConfig",
     "SimPOConfig",
+    "SummarizeTask",
     "TaskConfig",
     "TaskReward",
     "TrackingConfig",

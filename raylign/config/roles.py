@@ -113,7 +113,8 @@ class EvaluationConfig(Config):
     batch_size: int = Field(default=256, ge=1)
     """Prompts evaluated at once."""
     keep_samples: int = Field(default=8, ge=0)
-    """Completions written to `evaluations/*_samples.jsonl`."""
+    """Completions written to `evaluations/*_samples.jsonl`, with score and the prompt's columns. As many as there are
+    prompts, and win rates can be computed from the files."""
 
 
 class RoleResources(Config):

@@ -28,6 +28,26 @@ class SentimentTask(Config):
     """Depth of the model."""
 
 
+class SummarizeTask(Config):
+    """Generated posts to be summarized; how good a summary is, is known. After section 6 of Rafailov et al. 2023."""
+
+    name: Literal["summarize"]
+    seed: int = Field(default=0, ge=0)
+    """Seed of the posts, the summaries and the model's first weights."""
+    num_facts: int = Field(default=3, ge=2, le=8)
+    """Facts, and so sentences, in a post."""
+    num_posts: int = Field(default=12000, ge=100)
+    """Posts with a summary in the corpus that the SFT stage learns from."""
+    num_prompts: int = Field(default=2000, ge=10)
+    """Training prompts (further posts)."""
+    num_eval_prompts: int = Field(default=256, ge=10)
+    """Held-out prompts, each with a reference summary."""
+    hidden_size: int = Field(default=64, ge=32)
+    """Width of the model, a multiple of 32."""
+    num_layers: int = Field(default=2, ge=1)
+    """Depth of the model. One layer cannot learn to copy facts."""
+
+
 class ExactTask(Config):
     """A world so small that every completion can be listed: the best policy and its value are known exactly."""
 
@@ -66,4 +86,4 @@ class ExactTask(Config):
         return sum((self.vocab_size - 1) ** words for words in range(self.length + 1))
 
 
-TaskConfig = Annotated[SentimentTask | ExactTask, Field(discriminator="name")]
+TaskConfig = Annotated[SentimentTask | SummarizeTask | ExactTask, Field(discriminator="name")]

@@ -127,7 +127,7 @@ class Found:
             made = make()
             self._folder.mkdir(exist_ok=True)
             if isinstance(made, Evaluation):
-                lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in made.samples)
+                lines = "".join(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in made.samples)
                 (self._folder / f"{label}_samples.jsonl").write_text(lines)
                 made = made.numbers()
             writing = file.with_suffix(".writing")

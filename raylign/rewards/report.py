@@ -123,8 +123,9 @@ def evaluation_part(
     ref_logprobs: FloatArray | None,
     keep: int,
 ) -> dict[str, Any]:
-    """What one evaluated batch adds: its scores, KLs and lengths, and the text of its first `keep` rows.
+    """What one evaluated batch adds: its scores, KLs and lengths, and what its first `keep` rows say.
 
+    A row kept has its prompt, completion, score and length (tokens), and the prompt's other columns under `columns`.
     The KL of a row is the sum over its completion of log policy - log reference (k1), in nats.
     """
     kl = None
@@ -135,6 +136,8 @@ def evaluation_part(
             "prompt": _prompt(prompts, batch, row),
             "completion": completion_text(tokenizer, batch, row),
             "score": float(scores.values[row]) if scores.valid[row] else None,
+            "length": int(batch.completion_mask[row].sum()),
+            "columns": _other_columns(prompts, batch, row),
         }
         for row in range(min(keep, len(batch)))
     ]
@@ -150,6 +153,11 @@ def evaluation_part(
 
 def _usable(batch: RolloutBatch, scores: Scores) -> BoolArray:
     return scores.valid & batch.completion_mask.any(axis=1)
+
+
+def _other_columns(prompts: PromptSet, batch: RolloutBatch, row: int) -> dict[str, Any]:
+    place = int(batch.prompt_rows[row])
+    return {name: column[place] for name, column in prompts.columns.items() if name != "prompt"}
 
 
 def _prompt(prompts: PromptSet, batch: RolloutBatch, row: int) -> str:

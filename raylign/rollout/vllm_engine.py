@@ -67,6 +67,9 @@ class VLLMEngine:
                 generation_config="vllm",  # not the checkpoint's own top-k or repetition penalty
                 max_model_len=rollout.max_model_len,
                 enforce_eager=enforce_eager,
+                # vLLM takes back the random number of a prompt that it prefills in parts, and only a GPU's generator
+                # can go back: on a CPU it fails with "CPU Generator does not use offset". So whole prompts, there.
+                enable_chunked_prefill=False if on_cpu else None,
                 enable_sleep_mode=self._sleeps,
                 gpu_memory_utilization=rollout.gpu_memory_utilization,
                 kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if on_cpu else None,

@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from raylign.config import TaskConfig
-from raylign.tasks import exact, exact_reward, sentiment
+from raylign.tasks import exact, exact_reward, sentiment, summarize
 from raylign.tasks.files import TaskFiles
 
 __all__ = ["TaskFiles", "prepare", "score_function"]
 
-_PREPARE: dict[str, Callable[[Any, Path], TaskFiles]] = {"exact": exact.prepare, "sentiment": sentiment.prepare}
+_PREPARE: dict[str, Callable[[Any, Path], TaskFiles]] = {
+    "exact": exact.prepare,
+    "sentiment": sentiment.prepare,
+    "summarize": summarize.prepare,
+}
 _SCORE: dict[str, Callable[[Any], Callable[..., list[float]]]] = {
     "exact": exact_reward.ExactReward,
     "sentiment": lambda task: sentiment.score,
+    "summarize": lambda task: summarize.score,
 }
 
 

@@ -47,7 +47,8 @@ def test_ppo_uses_vllm_and_an_actor_process_for_every_role(workshop):
 
 @needs_vllm
 def test_dpo_places_no_engine_while_it_learns_and_is_judged_by_vllm(workshop):
-    process = workshop.start("dpo", "name=dpo_whole", "rollout.engine=vllm")
+    keep = ("evaluation.batch_size=10", "evaluation.keep_samples=13")  # of two batches
+    process = workshop.start("dpo", "name=dpo_whole", "rollout.engine=vllm", *keep)
     folder = workshop.folder / "runs" / "dpo_whole"
     with Ended(process):
         wait_for(lambda: (folder / "metrics.jsonl").exists() and metrics(folder), 300, "first step", process)
@@ -60,6 +61,9 @@ def test_dpo_places_no_engine_while_it_learns_and_is_judged_by_vllm(workshop):
     assert summary.keys() >= SUMMARY_KEYS
     assert (summary["algorithm"], summary["steps"]) == ("dpo", 4)
     assert summary["evaluation"]["after"]["num_scored"] == 16
+    kept = [json.loads(line) for line in (folder / "evaluations" / "after_samples.jsonl").open()]
+    assert len({row["prompt"] for row in kept}) == len(kept) == 13
+    assert all(row.keys() == {"prompt", "completion", "score", "length", "columns"} for row in kept)
     first = metrics(folder)[0]
     assert abs(first["dpo/loss"] - 0.6931) < 0.05, "before the first step the policy is the reference (less dropout)"
     assert _loads(folder / "model")

@@ -199,6 +199,16 @@ def test_samples_depend_on_their_seed_and_not_on_the_batch(worker):
     assert other_step.tokens.tolist() != whole.tokens.tolist()
 
 
+def test_more_prompt_tokens_than_one_pass_takes(worker):
+    """vLLM's passes hold 4,096 tokens or so; here are three times as many, of prompts that share nothing."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(8, VOCAB, size=47).astype(np.int32) for _ in range(260)]
+    sampling = SamplingConfig(max_tokens=4)
+    whole = worker.engine_generate(prompts, sampling, list(range(260)), (EOS,))
+    part = worker.engine_generate(prompts[200:], sampling, list(range(200, 260)), (EOS,))
+    assert [c.token_ids.tolist() for c in whole[200:]] == [c.token_ids.tolist() for c in part]
+
+
 def test_finished_says_whether_a_stop_token_ended_the_completion(worker):
     prompts = [np.array([5], dtype=np.int32)] * 200
     sampling = SamplingConfig(max_tokens=12, temperature=2.0)

@@ -11,7 +11,7 @@ import pytest
 
 from raylign.config import CollectConfig, DataConfig, SentimentTask, TaskReward
 from raylign.data import load_pairs, load_sequences
-from raylign.rewards.report import label_pairs, rows_to_keep
+from raylign.rewards.report import evaluation_part, label_pairs, rows_to_keep
 from raylign.rewards.worker import RewardWorker
 from raylign.tasks.sentiment import make_tokenizer
 from raylign.types import PromptSet, Ragged, RolloutBatch, Scores
@@ -110,6 +110,20 @@ def test_people_err_as_bradley_and_terry_say():
     assert share == pytest.approx(1 / (1 + np.exp(-1)), abs=0.03)
     again = label_pairs(TOKENIZER, batch, prompts, scores(*[1.0, 0.0] * 2000), "bradley_terry", 3, 4)
     assert again == rows
+
+
+def test_an_evaluation_keeps_the_columns_of_its_first_rows():
+    prompts, batch = rollout(PROMPTS, [["good <eos>"], ["dull is"]])
+    prompts.columns["reference"] = ["fine", None]
+    part = evaluation_part(TOKENIZER, batch, prompts, scores(1.0, None), None, keep=9)
+    assert part["samples"] == [
+        {"prompt": "the film", "completion": "good", "score": 1.0, "length": 2, "columns": {"reference": "fine"}},
+        {"prompt": "a story", "completion": "dull is", "score": None, "length": 2, "columns": {"reference": None}},
+    ]
+    assert (part["scores"], part["num_invalid"], part["lengths"]) == ([1.0], 1, [2, 2])
+    fewer = evaluation_part(TOKENIZER, batch, prompts, scores(1.0, None), None, keep=1)
+    assert fewer["samples"] == part["samples"][:1]
+    assert evaluation_part(TOKENIZER, batch, prompts, scores(1.0, None), None, keep=0)["samples"] == []
 
 
 # --- text -> tokens
