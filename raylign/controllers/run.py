@@ -123,7 +123,7 @@ class _Runner:
     def execute(self, stage: Stage, resume: bool) -> RunResult:
         """The run that was asked for."""
         base = output_base(stage.config.output_dir) / stage.config.name
-        return self.execute_in((_newest(base) if resume else None) or _fresh(base), stage)
+        return self.execute_in((newest_folder(base) if resume else None) or fresh_folder(base), stage)
 
     def execute_in(self, folder: Path, stage: Stage) -> RunResult:
         """The same in this folder, from where it stands."""
@@ -248,20 +248,20 @@ def _is_stage(name: str) -> bool:
 
 def has_ended(config: RunConfig) -> bool:
     """Whether the newest run of this name came to its end, so that `run(config, resume=True)` starts nothing."""
-    folder = _newest(output_base(config.output_dir) / config.name)
+    folder = newest_folder(output_base(config.output_dir) / config.name)
     return folder is not None and (folder / SUMMARY).exists()
 
 
-def _newest(base: Path) -> Path | None:
+def newest_folder(base: Path) -> Path | None:
     """The highest numbered of base, base-2, base-3, ..."""
     found = [base] if base.exists() else []
     found += [p for p in base.parent.glob(f"{base.name}-*") if p.name.removeprefix(f"{base.name}-").isdigit()]
     return max(found, key=lambda p: int(p.name.removeprefix(base.name).lstrip("-") or 1), default=None)
 
 
-def _fresh(base: Path) -> Path:
+def fresh_folder(base: Path) -> Path:
     """`base`, or the first free number behind it: a new run never touches an old one."""
-    newest = _newest(base)
+    newest = newest_folder(base)
     if newest is None:
         return base
     return base.with_name(f"{base.name}-{int(newest.name.removeprefix(base.name).lstrip('-') or 1) + 1}")
