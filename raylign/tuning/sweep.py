@@ -13,7 +13,8 @@ from raylign.actors.session import ray_session
 from raylign.actors.waiting import Stop
 from raylign.config.draw import Sweep
 from raylign.controllers.outputs import output_base
-from raylign.controllers.run import fresh_folder, make_stages, newest_folder
+from raylign.controllers.run import make_stages
+from raylign.controllers.run_folders import fresh_folder, newest_folder
 from raylign.controllers.stopping import stop_on_signal
 from raylign.errors import Interrupted, RaylignError, UserError
 from raylign.tuning import folders

@@ -12,7 +12,8 @@ import ray
 from raylign.actors.waiting import Stop
 from raylign.config import RunConfig, parse_config
 from raylign.controllers import run as module
-from raylign.controllers.run import RunResult, fresh_folder, newest_folder, run
+from raylign.controllers.run import RunResult, run
+from raylign.controllers.run_folders import fresh_folder, newest_folder
 from raylign.controllers.stages import plan
 from raylign.errors import Interrupted, UserError
 
