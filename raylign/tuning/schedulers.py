@@ -27,14 +27,26 @@ class _Ended:
     trial_id: str
 
 
+def check_supported(config: SweepConfig) -> None:
+    """Raise UserError for what a sweep may ask for one day."""
+    if isinstance(config.scheduler, PBTConfig):
+        raise UserError(
+            "scheduler.type: pbt: this raylign checks it and does not run it yet; use asha, which ends the trials that "
+            "are behind"
+        )
+    if config.searcher == "optuna":
+        raise UserError(
+            "searcher: optuna: this raylign draws all trials before the first begins, and optuna draws from those that "
+            "ended; use random"
+        )
+
+
 def make_scheduler(config: SweepConfig, folder: Path, trials: Mapping[str, RunConfig]) -> TrialScheduler | None:
     """None is first in, first out.
 
     Args:
         trials: all of the sweep. Those that ended before are told to the scheduler, so that those that are left are
             compared with them.
-    Raises:
-        UserError: it cannot be had.
     """
     match config.scheduler:
         case ASHAConfig(grace_steps=grace, reduction_factor=factor):
@@ -51,10 +63,6 @@ def make_scheduler(config: SweepConfig, folder: Path, trials: Mapping[str, RunCo
                 if folders.outcome(folder, name).ended:
                     _replay(made, name, folders.trial_folder(folder, name) / "metrics.jsonl")
             return made
-        case PBTConfig():
-            raise UserError(
-                "scheduler.type: pbt: this raylign checks it and does not run it yet; use asha, which ends the trials that are behind"
-            )
         case _:
             return None
 

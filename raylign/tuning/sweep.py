@@ -16,13 +16,13 @@ from raylign.controllers.outputs import output_base
 from raylign.controllers.run import make_stages
 from raylign.controllers.run_folders import fresh_folder, newest_folder
 from raylign.controllers.stopping import stop_on_signal
-from raylign.errors import Interrupted, RaylignError, UserError
+from raylign.errors import Interrupted, RaylignError
 from raylign.tuning import folders
 from raylign.tuning.board import Board
 from raylign.tuning.experiment import Experiment
 from raylign.tuning.plots import draw
 from raylign.tuning.results import Row, best_of, results_table, rows_of, write_results
-from raylign.tuning.schedulers import make_scheduler
+from raylign.tuning.schedulers import check_supported, make_scheduler
 from raylign.tuning.size import check_sizes
 from raylign.tuning.trainable import Work, whole_run
 
@@ -51,10 +51,7 @@ def sweep(loaded: Sweep, *, resume: bool = False, quiet: bool = False, work: Wor
         Interrupted: stopped by a signal; the results so far are written.
     """
     config = loaded.config
-    if config.searcher == "optuna":
-        raise UserError(
-            "searcher: optuna: this raylign draws all trials before the first begins, which optuna does not; use random"
-        )
+    check_supported(config)
     base = output_base(loaded.points[0].config.output_dir) / config.name
     folder = (newest_folder(base) if resume else None) or fresh_folder(base)
     points = {point.id: folders.anchored(point.config) for point in loaded.points}
