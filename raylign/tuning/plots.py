@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from raylign.config.draw import Sweep
 from raylign.config.metrics import step_metrics
@@ -20,6 +21,7 @@ from raylign.tuning.results import Row, best_of, number, searched, short
 
 _DPI = 150
 _LOG_SPAN = 20  # ratio of largest to smallest value from which an axis is logarithmic
+_MOST_TICKS = 6  # values of a key that are all named on its axis
 _MOST_LABELS = 10  # trials named in a legend
 _COLOURS = mpl.colormaps["viridis"]
 _BEST = "tab:red"
@@ -121,6 +123,7 @@ def _learning_curves(sweep: Sweep, rows: Sequence[Row], file: Path) -> Path | No
     if not drawn:
         return None
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(with_unit(metric))
     axes.set_title(f"{sweep.config.name}: {drawn} trials, the best in red", fontsize=11)
     axes.grid(alpha=0.3)
@@ -172,8 +175,12 @@ class _Axis:
         self._low, self._high = low, high
 
     def label(self, axes: Axes) -> None:
+        few = sorted(set(self.places)) if self.are_numbers else []
         if self.is_log:
             axes.set_xscale("log")
+        if 0 < len(few) <= _MOST_TICKS:
+            axes.set_xticks(few, [f"{value:.3g}" for value in few])
+            axes.minorticks_off()
         elif not self.are_numbers:
             axes.set_xticks(range(len(self.texts)), list(self.texts))
             axes.set_xlim(-0.5, len(self.texts) - 0.5)
@@ -187,7 +194,7 @@ class _Axis:
         if not self.are_numbers:
             return [(self._scale(float(i)), text) for text, i in self.texts.items()]
         values = sorted(set(self.places))
-        if len(values) > 6:
+        if len(values) > _MOST_TICKS:
             middle = math.sqrt(self._low * self._high) if self.is_log else (self._low + self._high) / 2
             values = [self._low, middle, self._high]
         return [(self._scale(value), f"{value:.3g}") for value in values]
