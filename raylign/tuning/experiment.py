@@ -13,6 +13,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
 
 from raylign.actors.waiting import Stop
@@ -105,7 +106,7 @@ class Experiment:
                     storage_path=str(folders.tune_folder(self._folder)),
                     stop=self._keeper,
                     failure_config=tune.FailureConfig(max_failures=self._max_failures),
-                    callbacks=[_Told(self._folder, self._watch, self._keeper)],
+                    callbacks=[_Told(self._folder, self._watch, self._keeper), _Silent()],
                     verbose=0,
                 ),
             ).fit()
@@ -126,7 +127,7 @@ class _Keeper(tune.Stopper):
         now = time.monotonic()
         if num_running or not num_waiting:
             self._moved = now
-        self.starved = now - self._moved > self._patience
+        self.starved = self.starved or now - self._moved > self._patience
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -142,6 +143,12 @@ class _Keeper(tune.Stopper):
                 f"placement: no trial runs and none could be placed within limits.placement {self._patience:g} s; has a "
                 "node left? wait for other work to end, or add nodes, and go on with --resume"
             )
+
+
+class _Silent(TrialProgressCallback):
+    """In the place of the one that Tune would add, which prints a line for some trials even when asked to be quiet."""
+
+    def _print(self, msg: str) -> None: ...
 
 
 class _Told(tune.Callback):

@@ -99,7 +99,7 @@ def _against_parameters(sweep: Sweep, rows: Sequence[Row], keys: list[str], file
 def _learning_curves(sweep: Sweep, rows: Sequence[Row], file: Path) -> Path | None:
     """A metric of every step, trial by trial."""
     metric = _curve_metric(sweep)
-    figure = Figure((8.5, 4.8), layout="constrained")
+    figure = Figure((8.5, 5.4), layout="constrained")
     axes = figure.subplots()
     best = best_of(list(rows), sweep.config.mode)
     drawn = 0
@@ -127,7 +127,7 @@ def _learning_curves(sweep: Sweep, rows: Sequence[Row], file: Path) -> Path | No
     axes.set_ylabel(with_unit(metric))
     axes.set_title(f"{sweep.config.name}: {drawn} trials, the best in red", fontsize=11)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2 if drawn > 4 else 1)
     return _save(figure, file)
 
 
@@ -154,7 +154,16 @@ def _parallel(sweep: Sweep, rows: Sequence[Row], keys: list[str], file: Path) ->
     for column, key in enumerate(keys):
         axes.axvline(column, color="black", linewidth=0.8)
         for height, text in axis_of[key].ticks():
-            axes.annotate(text, (column, height), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
+            axes.annotate(
+                text,
+                (column, height),
+                xytext=(6, 0),
+                textcoords="offset points",
+                fontsize=9,
+                va="center",
+                zorder=4,
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            )
     axes.set_xticks(range(len(keys) + 1), [*(short(key, keys) for key in keys), sweep.config.metric])
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(keys) + 0.1)

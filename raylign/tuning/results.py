@@ -103,9 +103,9 @@ def results_table(sweep: Sweep, rows: list[Row]) -> Table:
 
 
 def short(key: str, keys: list[str]) -> str:
-    """The end of a dotted key by which it is known among the others."""
+    """The end of a dotted key by which it is known among the others: `beta`, `kl.coef`."""
     parts = key.split(".")
-    for n in range(1, len(parts) + 1):
+    for n in range(min(2, len(parts) - 1) or 1, len(parts) + 1):
         end = ".".join(parts[-n:])
         if sum(other == end or other.endswith(f".{end}") for other in keys) == 1:
             return end
