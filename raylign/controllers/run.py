@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.util.placement_group import PlacementGroup
 
 from raylign import __version__
 from raylign.actors.session import ray_session
@@ -19,20 +21,21 @@ from raylign.controllers.collect import num_collect_steps, num_parts
 from raylign.controllers.commits import Commits
 from raylign.controllers.context import Run
 from raylign.controllers.inputs import load_inputs
+from raylign.controllers.lock import locked
 from raylign.controllers.memory import summarised
 from raylign.controllers.offline import num_steps
 from raylign.controllers.outputs import output_base
 from raylign.controllers.pool import ActorPool
+from raylign.controllers.run_folders import CONTENT, SUMMARY, differences, fresh_folder, newest_folder, write_json
 from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
 from raylign.controllers.workflows import WORKFLOWS
 from raylign.errors import FailureBudgetError, Interrupted, UserError
-from raylign.tracking import Tracker, make_view
+from raylign.tracking import Sink, Tracker, make_view
 from raylign.types import Dataset
 
-SUMMARY = "summary.json"
-CONTENT = "content.json"
-_MAY_CHANGE = {"output_dir", "tracking", "limits", "checkpoint", "placement"}  # on --resume
+_STAGE_SECONDS = 86_400.0  # for another process to make a stage; its death ends the wait
+_FOLDER_SECONDS = 60.0  # for a process of an earlier, killed driver to be gone from its run
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,16 @@ class RunResult:
         return self.folder / self.summary["output"]
 
 
-def run(config: RunConfig, *, resume: bool = False, quiet: bool = False, pool: ActorPool | None = None) -> RunResult:
+def run(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    pool: ActorPool | None = None,
+    folder: Path | None = None,
+    group: PlacementGroup | None = None,
+    sinks: Sequence[Sink] = (),
+) -> RunResult:
     """Execute a run and the runs it needs.
 
     Args:
@@ -56,6 +68,9 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False, pool: A
         resume: go on with the newest run directory of this name; start one if there is none.
         quiet: print nothing.
         pool: keeps actors for the next run (inside one Ray session).
+        folder: the run directory, instead of a new one; what is there is gone on with. One process at a time.
+        group: a placement group with the bundles of `phases.bundles_of`, in which all actors then live.
+        sinks: are told the metrics of the run too (not those of the runs it needs).
     Returns:
         The run directory (`<output_dir>/<name>`, numbered if that is taken) and its summary.
     Raises:
@@ -67,36 +82,71 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False, pool: A
     with ExitStack() as session, stop_on_signal(stop):
         stage = plan(config)
         check_stages(stage)
-        return _Runner(session, stop, quiet, pool).execute(stage, resume)
+        runner = _Runner(session, stop, quiet, pool, group, sinks)
+        if folder is None:
+            return runner.execute(stage, resume)
+        with locked(folder, timeout=_FOLDER_SECONDS, holds="works on this run", stop=stop):
+            return runner.execute_in(folder, stage)
+
+
+def make_stages(configs: Iterable[RunConfig], *, quiet: bool = False) -> None:
+    """Execute the runs that these need, each once, and prepare their tasks; not the runs themselves.
+
+    Raises: see `run`.
+    """
+    stop = Stop()
+    with ExitStack() as session, stop_on_signal(stop):
+        for config in configs:
+            stage = plan(config)
+            check_stages(stage)
+            _Runner(session, stop, quiet).needs(stage)
 
 
 class _Runner:
     """Executes a graph of stages on one Ray session, which starts with the first stage that needs it."""
 
-    def __init__(self, session: ExitStack, stop: Stop, quiet: bool, pool: ActorPool | None = None) -> None:
+    def __init__(
+        self,
+        session: ExitStack,
+        stop: Stop,
+        quiet: bool,
+        pool: ActorPool | None = None,
+        group: PlacementGroup | None = None,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         self.session, self.stop, self.quiet, self.pool = session, stop, quiet, pool
+        self.group, self.sinks = group, sinks
         self.has_ray = False
 
     def execute(self, stage: Stage, resume: bool) -> RunResult:
         """The run that was asked for."""
         base = output_base(stage.config.output_dir) / stage.config.name
-        folder = _newest(base) if resume else None
-        if folder and (folder / SUMMARY).exists():
+        return self.execute_in((newest_folder(base) if resume else None) or fresh_folder(base), stage)
+
+    def execute_in(self, folder: Path, stage: Stage) -> RunResult:
+        """The same in this folder, from where it stands."""
+        if (folder / SUMMARY).exists():
             _check_same(stage, folder)
             return RunResult(folder, json.loads((folder / SUMMARY).read_text()))
-        return self._run(stage, folder or _fresh(base))
+        return self._run(stage, folder, self.sinks)
+
+    def needs(self, stage: Stage) -> RunConfig:
+        """The stage's config with real paths, which are there now."""
+        return resolve(stage, self._stage)
 
     def _stage(self, stage: Stage) -> Path:
-        """A run that another one needs: done once, gone on with if it was interrupted."""
+        """A run that another one needs: done once, by one process, gone on with if it was interrupted."""
         if not (stage.folder / SUMMARY).exists():
-            self._run(stage, stage.folder)
+            with locked(stage.folder, timeout=_STAGE_SECONDS, holds="makes this stage", stop=self.stop):
+                if not (stage.folder / SUMMARY).exists():
+                    self._run(stage, stage.folder)
         return stage.folder
 
-    def _run(self, stage: Stage, folder: Path) -> RunResult:
+    def _run(self, stage: Stage, folder: Path, sinks: Sequence[Sink] = ()) -> RunResult:
         resumed = folder.exists()
         if resumed:
             _check_same(stage, folder)
-        config = resolve(stage, self._stage)
+        config = self.needs(stage)
         check_splits(config)
         rows, held_out = load_inputs(config)
         _write_configs(folder, stage, config)
@@ -105,7 +155,7 @@ class _Runner:
         failures = 0
         while True:
             try:
-                return self._attempt(config, folder, commits, rows, held_out)
+                return self._attempt(config, folder, commits, rows, held_out, sinks)
             except ActorLost as lost:
                 failures += 1
                 if failures > config.limits.max_failures:
@@ -115,7 +165,13 @@ class _Runner:
                     ) from lost
 
     def _attempt(
-        self, config: RunConfig, folder: Path, commits: Commits, rows: Dataset, held_out: Dataset | None
+        self,
+        config: RunConfig,
+        folder: Path,
+        commits: Commits,
+        rows: Dataset,
+        held_out: Dataset | None,
+        sinks: Sequence[Sink],
     ) -> RunResult:
         """From the last commit (or the start) to the end."""
         commit = commits.latest()
@@ -123,7 +179,9 @@ class _Runner:
         state = commit.state if commit else {}
         view = make_view(config.name, _total_steps(config, rows), first_step=done, quiet=self.quiet)
         tree = config.model_dump(mode="json")
-        with Tracker(folder, config.tracking, config.name, tree, state.get("tracker"), first_step=done + 1) as tracker:
+        with Tracker(
+            folder, config.tracking, config.name, tree, state.get("tracker"), first_step=done + 1, sinks=sinks
+        ) as tracker:
             with view:
                 current = Run(
                     config,
@@ -133,12 +191,13 @@ class _Runner:
                     view,
                     tracker,
                     pool=self.pool,
+                    group=self.group,
                     wall_before=state.get("wall_seconds", 0.0),
                 )
                 current.totals.update(state.get("totals", {}))
                 scores = WORKFLOWS[config.algorithm.name](current, rows, held_out, commit)
             summary = _summary(config, current, scores, _total_steps(config, rows))
-            _write_json(folder / SUMMARY, summary)
+            write_json(folder / SUMMARY, summary)
         return RunResult(folder, summary)
 
     def _ensure_ray(self) -> None:
@@ -187,23 +246,8 @@ def _is_stage(name: str) -> bool:
 
 def has_ended(config: RunConfig) -> bool:
     """Whether the newest run of this name came to its end, so that `run(config, resume=True)` starts nothing."""
-    folder = _newest(output_base(config.output_dir) / config.name)
+    folder = newest_folder(output_base(config.output_dir) / config.name)
     return folder is not None and (folder / SUMMARY).exists()
-
-
-def _newest(base: Path) -> Path | None:
-    """The highest numbered of base, base-2, base-3, ..."""
-    found = [base] if base.exists() else []
-    found += [p for p in base.parent.glob(f"{base.name}-*") if p.name.removeprefix(f"{base.name}-").isdigit()]
-    return max(found, key=lambda p: int(p.name.removeprefix(base.name).lstrip("-") or 1), default=None)
-
-
-def _fresh(base: Path) -> Path:
-    """`base`, or the first free number behind it: a new run never touches an old one."""
-    newest = _newest(base)
-    if newest is None:
-        return base
-    return base.with_name(f"{base.name}-{int(newest.name.removeprefix(base.name).lstrip('-') or 1) + 1}")
 
 
 def _write_configs(folder: Path, stage: Stage, config: RunConfig) -> None:
@@ -214,7 +258,7 @@ def _write_configs(folder: Path, stage: Stage, config: RunConfig) -> None:
         writing = folder / f".{name}.writing"
         writing.write_text(yaml.safe_dump(one.model_dump(mode="json"), sort_keys=False))
         writing.replace(folder / name)
-    _write_json(folder / CONTENT, stage.content)
+    write_json(folder / CONTENT, stage.content)
 
 
 def _check_same(stage: Stage, folder: Path) -> None:
@@ -222,9 +266,7 @@ def _check_same(stage: Stage, folder: Path) -> None:
     file = folder / "config.yaml"
     if not file.exists():
         return
-    then = load_config(file).model_dump(mode="json", exclude=_MAY_CHANGE)
-    now = stage.config.model_dump(mode="json", exclude=_MAY_CHANGE)
-    for place in _differences(then, now):
+    for place in differences(load_config(file), stage.config):
         raise UserError(
             f"{place}: differs from the run in {folder}; resume with the same config, or leave out --resume to start a "
             "new run"
@@ -237,16 +279,3 @@ def _check_same(stage: Stage, folder: Path) -> None:
                 f"{place}: {values.get(place, 'the function')} is not what it was when the run in {folder} began; put "
                 "it back, or leave out --resume to start a new run"
             )
-
-
-def _differences(then: Any, now: Any, at: str = "") -> list[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = [*then, *(k for k in now if k not in then)]
-        return [d for k in keys for d in _differences(then.get(k), now.get(k), f"{at}.{k}" if at else k)]
-    return [] if then == now else [f"{at} ({then!r} -> {now!r})"]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    writing = path.with_suffix(".writing")
-    writing.write_text(json.dumps(value, indent=2))
-    writing.replace(path)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,19 +18,20 @@ from raylign.controllers.commits import MERGED, Commit
 from raylign.controllers.context import Run
 from raylign.controllers.evaluate import Evaluation, evaluate
 from raylign.controllers.keeper import Keeper
+from raylign.controllers.lock import locked
 from raylign.controllers.memory import note_peak_memory
 from raylign.controllers.offline import (
     OfflineLoop,
     cache_logprobs,
     cached_logprobs,
-    needs_reference,
     num_steps,
     reference_key,
     reference_logprobs,
 )
 from raylign.controllers.online import OnlineLoop
 from raylign.controllers.outputs import output_base
-from raylign.controllers.roles import evaluation_reward, launch
+from raylign.controllers.phases import judge_roles, needs_reference, online_roles
+from raylign.controllers.roles import launch
 from raylign.controllers.stages import MODEL
 from raylign.types import Dataset, LabelledSet, PairSet, PromptSet
 
@@ -40,15 +42,10 @@ Scores = dict[str, Any]  # {"before": {...}, "after": {...}}
 def online(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit | None) -> Scores:
     config = run.config
     algorithm = cast(OnlineAlgorithm, config.algorithm)
-    names = ["policy", *(["critic"] if algorithm.name == "ppo" else []), "reward", "rollout"]
-    if algorithm.name == "online_dpo" or algorithm.kl.coef > 0:
-        names.append("reference")
-    if held_out is not None and evaluation_reward(config) != config.reward:
-        names.append("evaluator")
     data, held = ray.put(prompts), ray.put(held_out)
     total = algorithm.steps * algorithm.epochs * algorithm.minibatches
     scores = Found(run, held_out)
-    with launch(run, names, total, commit) as roles:
+    with launch(run, online_roles(config), total, commit) as roles:
         loop = OnlineLoop(run, roles, algorithm, data, len(prompts))
         if commit:
             loop.restore(commit.step, commit.state)
@@ -70,15 +67,22 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
     judges_itself = algorithm.name == "reward_model"
     if commit is None or commit.step < total or judges_itself:
         cache = _reference_cache(run, rows) if needs_reference(algorithm) else None
+        making = ExitStack()  # of the cache, by one run at a time
+        if cache:
+            holds = "computes these reference logprobs"
+            making.enter_context(locked(cache, timeout=run.config.limits.generate, holds=holds, stop=run.stop))
         cached = cache and cached_logprobs(cache)
+        if cached:
+            making.close()
         names = ["policy", *(["reference"] if cache and not cached else [])]
-        with launch(run, names, total, commit) as roles:
+        with making, launch(run, names, total, commit) as roles:
             loop = OfflineLoop(run, roles, algorithm, len(rows))
             if cache and not cached:
                 cached = reference_logprobs(run, roles, rows, data)
                 cache_logprobs(cache, cached)
                 note_peak_memory(run, roles)
                 roles.dismiss("reference")
+                making.close()
             loop.set_data(data, cached)
             if commit:
                 loop.restore(commit.step, commit.state)
@@ -145,8 +149,7 @@ def _reference_cache(run: Run, rows: PairSet | LabelledSet) -> Path:
 def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
     """Engines are placed only now that the learner is gone: first with the start model, then with what was learned."""
     config = run.config
-    names = ["rollout", "evaluator", *(["reference"] if needs_reference(config.algorithm) else [])]
-    with launch(run, names) as roles:
+    with launch(run, judge_roles(config)) as roles:
         held, keeper = ray.put(held_out), Keeper(run, roles)
         keeper.sync(0, lambda engine: engine.use_initial_weights.remote(0))
         scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before", keeper))
