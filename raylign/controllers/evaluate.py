@@ -61,7 +61,7 @@ def evaluate(
             batch = roles["rollout"].submit(prompts, rows, 1, SEED_STEP, version).batch
             scores = judge[i].score.remote(batch, prompts)
             ref = roles["reference"][i].logprobs.remote(batch) if "reference" in roles else None
-            parts.append(judge[i].evaluation_part.remote(batch, prompts, scores, ref, keep if i == 0 else 0))
+            parts.append(judge[i].evaluation_part.remote(batch, prompts, scores, ref, max(0, keep - first)))
         return parts
 
     with run.stage("evaluate"):

@@ -123,7 +123,7 @@ def evaluation_part(
     ref_logprobs: FloatArray | None,
     keep: int,
 ) -> dict[str, Any]:
-    """What one evaluated batch adds: its scores, KLs and lengths, and the text of its first `keep` rows.
+    """What one evaluated batch adds: its scores, KLs and lengths, and its first `keep` rows in full.
 
     The KL of a row is the sum over its completion of log policy - log reference (k1), in nats.
     """
@@ -135,6 +135,8 @@ def evaluation_part(
             "prompt": _prompt(prompts, batch, row),
             "completion": completion_text(tokenizer, batch, row),
             "score": float(scores.values[row]) if scores.valid[row] else None,
+            "length": int(batch.completion_mask[row].sum()),
+            "kl": None if kl is None else kl[row],
         }
         for row in range(min(keep, len(batch)))
     ]
