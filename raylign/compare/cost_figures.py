@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raylign.compare.claims import reached_by_all, seconds_to
-from raylign.compare.drawing import INTERVALS, finish, new_figure, style
+from raylign.compare.drawing import finish, new_figure, style
 from raylign.compare.groups import Group, best, methods
-from raylign.compare.intervals import Interval, over_seeds
 from raylign.compare.rows import Row
 
 if TYPE_CHECKING:
@@ -91,16 +90,16 @@ def where_it_went(rows: Sequence[Row]) -> Figure:
                 label=role if axes is left else None,
             )
             starts = starts + values
-        totals = [over_seeds([_total(row, name) for row in found[label]]) for label in labels]
-        for y, total in enumerate(totals):
-            _whisker(axes, total, y, GIB if name == "peak_bytes" else 1)
+        for y, label in enumerate(labels):
+            totals = [_total(row, name) / (GIB if name == "peak_bytes" else 1) for row in found[label]]
+            axes.plot([min(totals), max(totals)], [y, y], color="black", linewidth=1.2)
     left.set_yticks(range(len(labels)), labels, fontsize=8)
     left.invert_yaxis()
     finish(
         left,
         x=f"device-seconds ({_unit([r for runs in found.values() for r in runs])}), evaluation included",
         y="",
-        title=f"Held by role ({INTERVALS.replace('seeds', 'runs')})",
+        title="Held by role, mean of the runs (line: their range)",
         legend=False,
     )
     finish(right, x="peak memory of the largest actor of each role (GiB)", y="", title="Memory by role", legend=False)
@@ -116,11 +115,6 @@ def _total(row: Row, name: str) -> float:
     return float(sum(getattr(row.cost, name).values()))
 
 
-def _whisker(axes: Any, total: Interval, y: int, scale: float) -> None:
-    if total.low is not None and total.high is not None:
-        axes.plot([total.low / scale, total.high / scale], [y, y], color="black", linewidth=1.2)
-
-
 def _unit(rows: Sequence[Row]) -> str:
     gpu = any(row.cost and row.cost.device == "gpu" for row in rows)
-    return "GPU-seconds" if gpu else "seconds of a logical CPU"
+    return "GPU-seconds" if gpu else "CPU-seconds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,26 @@ def along(axes: Any, xs: Sequence[float], ys: Sequence[Interval], **kind: Any) -
     for x, y in zip(xs, ys, strict=True):
         if y.low is not None and y.high is not None:
             axes.plot([x, x], [y.low, y.high], color=kind.get("color"), linewidth=1)
+
+
+def frame(axes: Any, xs: Sequence[Interval], ys: Sequence[Interval], *, x_from: float | None = None) -> None:
+    """Limits that show every point, and of the intervals as much as leaves the points apart: two seeds have long ones.
+
+    Args:
+        x_from: where the x axis begins, if nothing lies below it.
+    """
+    for of, put in ((xs, axes.set_xlim), (ys, axes.set_ylim)):
+        points = [one.value for one in of if math.isfinite(one.value)]
+        if not points:
+            continue
+        span = max(points) - min(points) or abs(points[0]) or 1.0
+        ends = [end for one in of if one.known for end in (one.low, one.high) if end is not None]
+        low = max(min([*points, *ends]), min(points) - span)
+        high = min(max([*points, *ends]), max(points) + span)
+        margin = 0.08 * (high - low)
+        put(low - margin, high + margin)
+    if x_from is not None:
+        axes.set_xlim(left=x_from)
 
 
 def finish(axes: Any, *, x: str, y: str, title: str = "", legend: bool = True) -> None:

@@ -73,6 +73,13 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, len(known))
 
 
+def over_positive(values: Sequence[float]) -> Interval:
+    """Geometric mean of positive values, one a seed, such as seconds: Student's t on their logarithms."""
+    logs = over_seeds([math.log(value) for value in values])
+    low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
+    return Interval(math.exp(logs.value), low, high, logs.num)
+
+
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     """Geometric mean of ours over that of theirs, positive values, one a seed; Welch's t on the logarithms."""
     logs = difference([math.log(value) for value in ours], [math.log(value) for value in theirs])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raylign.compare.drawing import INTERVALS, along, by_setting, cross, finish, new_figure, style
+from raylign.compare.drawing import INTERVALS, along, by_setting, cross, finish, frame, new_figure, style
 from raylign.compare.groups import Group, groups, methods, paired
 from raylign.compare.intervals import Interval, bootstrap, length_controlled, mean_of, over_seeds, wins
 from raylign.compare.rows import Row
@@ -57,6 +57,10 @@ def frontier(rows: Sequence[Row], optimum: Sequence[tuple[float, float]] = ()) -
         widest = max((row.kl or 0 for row in rows if row.done), default=1.0)
         inside = sorted(point for point in optimum if point[0] < 1.15 * widest)
         axes.plot(*zip(*inside, strict=True), color="black", linewidth=1.2, label="optimum, every beta")
+    every = groups(rows)
+    kls = [group.kl for group in every]
+    low = min([0.0, *(row.kl for row in rows if row.kl is not None)])
+    frame(axes, [*kls, Interval(0.0)], [*(g.score for g in every), start], x_from=low - 0.03 * _widest(kls))
     finish(axes, x=KL, y=SCORE, title=f"Score against KL ({INTERVALS})")
     return figure
 
@@ -114,12 +118,14 @@ def robustness(rows: Sequence[Row]) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     looks = style([row.label for row in rows])
     found = methods(rows)
+    shown: list[Interval] = []
     for settings in found.values():
         look = looks[settings[0].label]
         betas = sorted({g.setting["beta"] for g in settings if "beta" in g.setting})
         scores = [
             over_seeds([r.score_after for g in settings if g.setting.get("beta") == b for r in g.rows]) for b in betas
         ]
+        shown += scores
         if betas:
             along(left, betas, scores, **look, markersize=5, linewidth=1.2, label=settings[0].label)
     if left.get_lines():
@@ -197,8 +203,10 @@ def lengths(rows: Sequence[Row]) -> Figure:
     axes = figure.subplots()
     looks = style([row.label for row in rows])
     named: set[str] = set()
+    grown_by: list[Interval] = []
     for group in groups(rows):
         grown = over_seeds([row.length_after - row.length_before for row in group.rows])
+        grown_by.append(grown)
         label = None if group.label in named else group.label
         cross(axes, grown, group.score, **looks[group.label], markersize=6, label=label)
         axes.annotate(
@@ -206,5 +214,10 @@ def lengths(rows: Sequence[Row]) -> Figure:
         )
         named.add(group.label)
     axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    frame(axes, [*grown_by, Interval(0.0)], [group.score for group in groups(rows)])
     finish(axes, x="change of the mean completion length (tokens)", y=SCORE, title=f"Length growth ({INTERVALS})")
     return figure
+
+
+def _widest(kls: Sequence[Interval]) -> float:
+    return max((kl.value for kl in kls if math.isfinite(kl.value)), default=1.0)

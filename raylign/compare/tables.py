@@ -10,7 +10,7 @@ from pathlib import Path
 from raylign.compare.claims import show
 from raylign.compare.cost_figures import GIB
 from raylign.compare.groups import Group, best, groups, methods
-from raylign.compare.intervals import Interval, over_seeds
+from raylign.compare.intervals import Interval, over_positive, over_seeds
 from raylign.compare.rows import Row, StageUse
 
 NOT_KNOWN = "-"
@@ -137,7 +137,7 @@ def to_reach(goal: float, found: Sequence[tuple[Group, list[float | None]]], pri
     cells = []
     for group, seconds in found:
         known = [value for value in seconds if value is not None]
-        took = over_seeds(known)
+        took = over_positive(known) if known else over_seeds([])
         line = [group.title, f"{len(known)} of {len(seconds)}", show(took, 0) if known else NOT_KNOWN]
         if price is not None:
             line.append(f"{took.value / 3600 * price:.4f}" if known else NOT_KNOWN)
