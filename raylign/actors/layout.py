@@ -9,7 +9,7 @@ all of them and the GPUs of the one that wants most; they take turns on those, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +41,45 @@ def lay_out(roles: Mapping[str, RoleResources], mode: Literal["disaggregated", "
         seats[role] = range(len(bundles), len(bundles) + needed.num_actors)
         bundles += [bundle_of(needed.num_cpus, needed.num_gpus)] * needed.num_actors
     return Layout(bundles, seats, {role: needed.num_gpus for role, needed in roles.items()})
+
+
+def envelope(layouts: Sequence[Layout]) -> list[Bundle]:
+    """Bundles in which each of the layouts finds seats (see `seats_in`), though not two of them at once.
+
+    Every layout is sorted from its largest bundle to its smallest, and bundle i is as large as the largest i-th one:
+
+        learn: {CPU 2, GPU 1}, {CPU 2, GPU 1}    judge: {CPU 1, GPU 1}, {CPU 4}    both: {CPU 2, GPU 1}, {CPU 4, GPU 1}
+    """
+    ranked = [[layout.bundles[i] for i in _ranks(layout.bundles)] for layout in layouts]
+    found: list[Bundle] = []
+    for i in range(max(map(len, ranked))):
+        there = [bundles[i] for bundles in ranked if i < len(bundles)]
+        largest = {key: max(bundle.get(key, 0.0) for bundle in there) for key in ("CPU", "GPU")}
+        found.append(bundle_of(largest["CPU"], largest["GPU"]))
+    return found
+
+
+def seats_in(bundles: Sequence[Mapping[str, float]], layout: Layout) -> list[int]:
+    """For each bundle of the layout, the one of `bundles` that takes its place; they are an `envelope`.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    places = [0] * len(layout.bundles)
+    for rank, i in enumerate(_ranks(layout.bundles)):
+        if rank >= len(bundles) or not fits(layout.bundles[i], bundles[rank]):
+            raise ValueError(f"bundle {layout.bundles[i]} has no place in {list(bundles)}")
+        places[i] = rank
+    return places
+
+
+def fits(needed: Mapping[str, float], there: Mapping[str, float]) -> bool:
+    return all(there.get(key, 0.0) + 1e-9 >= value for key, value in needed.items())
+
+
+def _ranks(bundles: Sequence[Bundle]) -> list[int]:
+    """Indices from the largest bundle to the smallest: GPUs first."""
+    return sorted(range(len(bundles)), key=lambda i: (-bundles[i].get("GPU", 0.0), -bundles[i].get("CPU", 0.0), i))
 
 
 def bundle_of(num_cpus: float, num_gpus: float) -> Bundle:

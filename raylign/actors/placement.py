@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raylign.actors.layout import Layout, bundle_of, lay_out
+from raylign.actors.layout import Layout, bundle_of, fits, lay_out, seats_in
 from raylign.actors.waiting import Waiter
 from raylign.config import PlacementConfig, RoleResources
 from raylign.errors import DeadlineError, PlacementError
 
 
 class Placement:
-    """Reserved bundles, by role."""
+    """Reserved bundles, by role.
 
-    def __init__(self, group: PlacementGroup, layout: Layout) -> None:
+    Args:
+        group: holds the bundles.
+        layout: who sits where.
+        places: index in the group of each bundle of the layout, if the group was given and not made for it; such a
+            group is not ours to remove.
+    """
+
+    def __init__(self, group: PlacementGroup, layout: Layout, places: Sequence[int] | None = None) -> None:
         self._group = group
         self._layout = layout
+        self._places = places
 
     def slots(self, role: str) -> list[PlacementGroupSchedulingStrategy]:
         """Where the actors of a role go, one entry each."""
         return [
-            PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=seat)
+            PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=self._places[seat] if self._places else seat
+            )
             for seat in self._layout.seats[role]
         ]
 
@@ -33,8 +43,22 @@ class Placement:
         return self._layout.gpu_shares[role]
 
     def release(self) -> None:
-        """Give the bundles back; actors still in them are killed by Ray."""
-        remove_placement_group(self._group)
+        """Give the bundles back; actors still in them are killed by Ray. A given group stays."""
+        if self._places is None:
+            remove_placement_group(self._group)
+
+
+def place_in(group: PlacementGroup, roles: Mapping[str, RoleResources], wanted: PlacementConfig) -> Placement:
+    """Seats for every actor in a group that is reserved already: a Tune trial's.
+
+    Raises:
+        PlacementError: the group is not one of `phases.bundles_of` this run.
+    """
+    layout = lay_out(roles, wanted.mode)
+    try:
+        return Placement(group, layout, seats_in(group.bundle_specs, layout))
+    except ValueError as e:
+        raise PlacementError(f"placement: the group that this run was given is too small: {e}") from None
 
 
 def reserve(roles: Mapping[str, RoleResources], wanted: PlacementConfig, timeout: float, waiter: Waiter) -> Placement:
@@ -49,15 +73,15 @@ def reserve(roles: Mapping[str, RoleResources], wanted: PlacementConfig, timeout
     """
     layout = lay_out(roles, wanted.mode)
     if not wanted.autoscaling:
-        _check_size(roles, layout, wanted.strategy)
+        check_size(roles, layout, wanted.strategy)
     group = placement_group(layout.bundles, strategy=wanted.strategy)
     try:
         waiter.fetch([group.ready()], timeout=timeout, waiting_for="placement", interruptible=True)
     except DeadlineError:
         remove_placement_group(group)
         raise PlacementError(
-            f"placement: not reserved within limits.placement {timeout:g} s: the run needs {_show(layout.total)}, "
-            f"free are {_show(ray.available_resources())} of {_show(ray.cluster_resources())}; wait for other work to end, or lower "
+            f"placement: not reserved within limits.placement {timeout:g} s: the run needs {show(layout.total)}, "
+            f"free are {show(ray.available_resources())} of {show(ray.cluster_resources())}; wait for other work to end, or lower "
             "placement.*"
         ) from None
     except BaseException:
@@ -66,23 +90,23 @@ def reserve(roles: Mapping[str, RoleResources], wanted: PlacementConfig, timeout
     return Placement(group, layout)
 
 
-def _check_size(roles: Mapping[str, RoleResources], layout: Layout, strategy: str) -> None:
+def check_size(roles: Mapping[str, RoleResources], layout: Layout, strategy: str) -> None:
     """Raise PlacementError for what this cluster could not hold even if nothing else ran on it."""
     bundles, total = layout.bundles, layout.total
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     too_large = [
-        f"placement.{role} (each actor {_show(bundles[seats[0]])})"
+        f"placement.{role} (each actor {show(bundles[seats[0]])})"
         for role, seats in layout.seats.items()
-        if not any(_fits(bundles[seats[0]], node) for node in nodes)
+        if not any(fits(bundles[seats[0]], node) for node in nodes)
     ]
     cluster = ray.cluster_resources()
-    if too_large or not _fits(total, cluster):
+    if too_large or not fits(total, cluster):
         what = ", ".join(too_large) or ", ".join(
-            f"placement.{role} ({resources.num_actors} x {_show(bundle_of(resources.num_cpus, resources.num_gpus))})"
+            f"placement.{role} ({resources.num_actors} x {show(bundle_of(resources.num_cpus, resources.num_gpus))})"
             for role, resources in roles.items()
         )
         raise PlacementError(
-            f"{what}: does not fit: the run needs {_show(total)} in all, the cluster has {_show(cluster)} on "
+            f"{what}: does not fit: the run needs {show(total)} in all, the cluster has {show(cluster)} on "
             f"{len(nodes)} node(s); lower num_actors, num_cpus or num_gpus there, or add nodes"
         )
     if strategy == "STRICT_SPREAD" and len(bundles) > len(nodes):
@@ -90,18 +114,14 @@ def _check_size(roles: Mapping[str, RoleResources], layout: Layout, strategy: st
             f"placement.strategy: STRICT_SPREAD puts every actor on its own node, but there are {len(bundles)} actors "
             f"for {len(nodes)} node(s); set it to SPREAD or PACK, or add nodes"
         )
-    if strategy == "STRICT_PACK" and not any(_fits(total, node) for node in nodes):
+    if strategy == "STRICT_PACK" and not any(fits(total, node) for node in nodes):
         raise PlacementError(
-            f"placement.strategy: STRICT_PACK puts all actors on one node, but no node has {_show(total)}; set it to "
+            f"placement.strategy: STRICT_PACK puts all actors on one node, but no node has {show(total)}; set it to "
             "PACK, or use larger nodes"
         )
 
 
-def _fits(needed: Mapping[str, float], there: Mapping[str, float]) -> bool:
-    return all(there.get(key, 0.0) + 1e-9 >= value for key, value in needed.items())
-
-
-def _show(resources: Mapping[str, float]) -> str:
+def show(resources: Mapping[str, float]) -> str:
     return ", ".join(
         f"{resources.get(key, 0.0):g} {key}" for key in ("CPU", "GPU") if key == "CPU" or resources.get(key)
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raylign.cluster.devices import Device
-from raylign.cluster.memory import BYTES, MemoryModel, items_per_update, role_names
+from raylign.cluster.memory import BYTES, MemoryModel, items_per_update
 from raylign.cluster.trace import Model
 from raylign.config import CollectConfig, ModelReward, OnlineConfig, RunConfig
-from raylign.controllers.roles import role_resources, rollout_dtype
+from raylign.controllers.phases import phases, role_resources
+from raylign.controllers.roles import rollout_dtype
 
 # Shares of the data sheet's peak that such work reaches; passes in docs/performance.md, generation in vLLM's reports.
 LEARNING, SCORING, READING = 0.40, 0.45, 0.60
@@ -59,7 +60,7 @@ def cost_of(model: MemoryModel, device: Device, runs: int, price: float | None) 
     seconds = {work.role: 0.0 for work in works}
     for work in works:
         seconds[work.role] += work.seconds
-    stage = role_names(config)[0]
+    stage = phases(config)[0]
     gpus = sum(role_resources(config, name).num_actors * role_resources(config, name).num_gpus for name in stage)
     if config.placement.mode == "colocated":
         gpus = max(role_resources(config, name).num_actors * role_resources(config, name).num_gpus for name in stage)
@@ -84,7 +85,7 @@ def _works(model: MemoryModel, device: Device) -> list[Work]:
         samples = algorithm.prompts_per_step * algorithm.samples_per_prompt
         works.append(_generation(model, device, samples))
         for name in ("reference", "reward", "evaluator", "critic"):
-            if name not in role_names(config)[0] or name == "evaluator":
+            if name not in phases(config)[0] or name == "evaluator":
                 continue
             if name == "reward" and not isinstance(config.reward, ModelReward):
                 continue
@@ -95,7 +96,7 @@ def _works(model: MemoryModel, device: Device) -> list[Work]:
         return works
     items = items_per_update(config, rows)
     repeats = algorithm.epochs * algorithm.minibatches if isinstance(algorithm, OnlineConfig) else 1
-    learners = [name for name in ("policy", "critic") if name in role_names(config)[0]]
+    learners = [name for name in ("policy", "critic") if name in phases(config)[0]]
     return works + [_learning(model, device, name, items * repeats) for name in learners]
 
 

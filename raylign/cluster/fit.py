@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from raylign.actors.layout import lay_out
 from raylign.cluster.devices import Device
-from raylign.cluster.memory import MemoryModel, role_names
+from raylign.cluster.memory import MemoryModel
 from raylign.cluster.parts import GIB, MIB, RoleMemory
 from raylign.config import LoRAConfig, RunConfig
-from raylign.controllers.roles import role_resources
+from raylign.controllers.phases import phases, role_resources
 from raylign.data.batching import default_pass_tokens
 
 # Of a GPU's memory; the rest goes to fragments of the allocator and to NCCL's buffers.
@@ -50,7 +50,7 @@ def demands(model: MemoryModel, device: Device) -> list[Demand]:
     """What each kind of GPU seat, or this machine, has to hold; the tightest first."""
     config = model.config
     found = []
-    for stage in role_names(config):
+    for stage in phases(config):
         roles = {name: model.role(name) for name in stage}
         found += _on_gpus(config, roles, device) if device.is_gpu else _on_host(config, roles, device)
     found.sort(key=lambda demand: demand.needed / demand.available, reverse=True)

@@ -12,7 +12,8 @@ from raylign.cluster.parts import GIB, MIB, Part, Phase, RoleMemory
 from raylign.cluster.rows import Rows
 from raylign.cluster.trace import Head, Model, Pass, Shape, Skeleton
 from raylign.config import CollectConfig, ModelConfig, ModelReward, OnlineConfig, RewardConfig, RunConfig
-from raylign.controllers.roles import evaluation_reward, role_resources, rollout_dtype
+from raylign.controllers.phases import evaluation_reward, role_resources
+from raylign.controllers.roles import rollout_dtype
 from raylign.data.batching import default_pass_tokens
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -29,24 +30,6 @@ CUDA_CONTEXT = 700 * MIB
 # 1.2 (rows of many lengths) to 1.8 (some passes smaller than the others); docs/plan.md has the table.
 CPU_HEAP = 1.47
 VLLM_CPU_SCRATCH = 270 * MIB  # sampling, the profile run and the packed products of vLLM on a CPU
-
-
-def role_names(config: RunConfig) -> list[list[str]]:
-    """Roles that are there at the same time, stage by stage."""
-    algorithm = config.algorithm
-    judge = config.evaluation is not None and evaluation_reward(config) is not None
-    if isinstance(algorithm, CollectConfig):
-        return [["rollout", "reward"]]
-    if isinstance(algorithm, OnlineConfig):
-        critic = ["critic"] if algorithm.name == "ppo" else []
-        reference = ["reference"] if algorithm.name == "online_dpo" or algorithm.kl.coef > 0 else []
-        evaluator = ["evaluator"] if judge and evaluation_reward(config) != config.reward else []
-        return [["policy", *critic, "reward", "rollout", *reference, *evaluator]]
-    reference = ["reference"] if algorithm.name in ("dpo", "kto") else []
-    stages = [["policy", *reference]]
-    if judge and algorithm.name != "reward_model":
-        stages.append(["rollout", "evaluator", *reference])
-    return stages
 
 
 class MemoryModel:

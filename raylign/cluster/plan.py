@@ -12,11 +12,11 @@ from raylign.cluster.cost import HIGH, LOW, Cost, cost_of
 from raylign.cluster.devices import Device
 from raylign.cluster.fit import Change, Demand, changes, demands
 from raylign.cluster.located import Located, locate
-from raylign.cluster.memory import MemoryModel, role_names
+from raylign.cluster.memory import MemoryModel
 from raylign.cluster.parts import RoleMemory
 from raylign.cluster.rows import steps_of
 from raylign.config import RunConfig
-from raylign.controllers.roles import role_resources
+from raylign.controllers.phases import phases, role_resources
 from raylign.errors import UserError
 
 
@@ -91,7 +91,7 @@ class Plan:
 
 def uses_gpus(config: RunConfig) -> bool:
     """Whether any role of the run is given a GPU, or a part of one."""
-    return any(role_resources(config, name).num_gpus > 0 for stage in role_names(config) for name in stage)
+    return any(role_resources(config, name).num_gpus > 0 for stage in phases(config) for name in stage)
 
 
 def plan(
@@ -126,7 +126,7 @@ def plan(
             return MemoryModel(changed, located.rows, steps)
 
         model = measure(located.config)
-        stages = role_names(located.config)
+        stages = phases(located.config)
         found = demands(model, device)
         return Plan(
             config,

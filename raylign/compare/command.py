@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.console import Console
 from raylign.compare.execute import make_rows
 from raylign.compare.matched import check_matched
 from raylign.compare.pilot import measured_steps
-from raylign.compare.plans import PlannedRun, comparison_folder, plan_runs, read_recipes
+from raylign.compare.plans import PlannedRun, Recipe, comparison_folder, plan_runs, read_recipes
 from raylign.compare.rows import Row, write_rows
 from raylign.config.compare import CompareConfig, load_compare
 from raylign.controllers.stages import plan as plan_stages
@@ -26,12 +27,13 @@ class Comparison:
 
     file: Path
     spec: CompareConfig
+    recipes: list[Recipe]
     folder: Path
     planned: list[PlannedRun]
 
 
-def prepare(path: Path, *, measure: bool = True) -> Comparison:
-    """Read and check everything; of `budget.per: device_seconds` also the pilot runs, unless they are not to be `measure`d.
+def prepare(path: Path) -> Comparison:
+    """Read and check everything.
 
     Raises:
         ConfigError, UserError: what is wrong, with its line; nothing was started.
@@ -39,13 +41,20 @@ def prepare(path: Path, *, measure: bool = True) -> Comparison:
     spec, lines = load_compare(path)
     recipes = read_recipes(path, spec, lines)
     check_matched(recipes)
-    folder = comparison_folder(path, spec)
+    folder = comparison_folder(spec)
     planned = plan_runs(spec, recipes, folder)
     for one in planned:
         plan_stages(one.config)  # the files that they name are there
-    if measure and spec.budget and spec.budget.per == "device_seconds":
-        planned = plan_runs(spec, recipes, folder, measured_steps(spec, recipes, folder))
-    return Comparison(path, spec, folder, planned)
+    return Comparison(path, spec, recipes, folder, planned)
+
+
+def measured(comparison: Comparison, note: Callable[[str], None]) -> Comparison:
+    """With as many steps as a budget of device-seconds pays for, by pilot runs; other budgets are in the plan already."""
+    spec, recipes, folder = comparison.spec, comparison.recipes, comparison.folder
+    if spec.budget is None or spec.budget.per != "device_seconds":
+        return comparison
+    steps = measured_steps(spec, recipes, folder, note)
+    return replace(comparison, planned=plan_runs(spec, recipes, folder, steps))
 
 
 def compare_spec(path: Path, json_file: Path | None = None, console: Console | None = None) -> list[Row]:
@@ -64,6 +73,7 @@ def compare_spec(path: Path, json_file: Path | None = None, console: Console | N
         soft_wrap=True,
     )
     with console.status("starting") as status:
+        comparison = measured(comparison, status.update)
         rows = make_rows(comparison.planned, comparison.folder, status.update)
         write_rows(comparison.folder / ROWS, rows)
         if not any(row.done for row in rows):

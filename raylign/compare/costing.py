@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from raylign.config import CollectConfig, ModelReward, OnlineConfig, PPOConfig, RunConfig, load_config
-from raylign.controllers.offline import needs_reference
+from raylign.controllers.phases import needs_reference
 from raylign.controllers.roles import role_resources
 
 FLOPS_LEARNED, FLOPS_SCORED = 6, 2

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Answer = Literal["above", "below", "cannot be told"]
 NUM_DRAWS = 2000
+TIE = 1e-5
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -103,9 +104,9 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
 
 
 def wins(ours: Floats, theirs: Floats) -> Floats:
-    """For each prompt 1 where ours has the higher score, 0.5 where both have the same, else 0: [P]."""
+    """For each prompt 1 where ours has the higher score, 0.5 where both have the same (as far as fp32 tells), else 0: [P]."""
     gap = ours - theirs
-    return (np.sign(gap) + 1) / 2
+    return np.where(np.abs(gap) <= TIE, 0.5, gap > 0)
 
 
 def bootstrap(

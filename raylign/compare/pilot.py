@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raylign.compare.costing import cost_of_run
-from raylign.compare.execute import Trial, run_trials
 from raylign.compare.plans import Recipe, plan_runs
 from raylign.config.compare import CompareConfig
 from raylign.errors import ConfigError, RaylignError
 from raylign.tracking import read_metrics
+from raylign.tuning.trials import Trial, run_trials
 
 PILOT_STEPS = 3
 PILOT = "pilot.json"
 
 
-def measured_steps(spec: CompareConfig, recipes: Sequence[Recipe], folder: Path) -> dict[str, int]:
+def measured_steps(
+    spec: CompareConfig, recipes: Sequence[Recipe], folder: Path, note: Callable[[str], None]
+) -> dict[str, int]:
     """Steps of each method, by name. Measured once and kept in the folder, so that a comparison goes on with the same."""
     file = folder / PILOT
     if file.exists():
@@ -28,7 +30,7 @@ def measured_steps(spec: CompareConfig, recipes: Sequence[Recipe], folder: Path)
     found = {}
     for recipe in learners:
         short = plan_runs(first, [recipe], folder / "pilot", {recipe.method.name: PILOT_STEPS})[0]
-        (result,) = run_trials([Trial(short.id, short.config)], folder / "pilot")
+        (result,) = run_trials([Trial(short.id, short.config)], folder / "pilot", note=note)
         if result.folder is None:
             raise RaylignError(f"the pilot of {recipe.method.name} failed: {result.error}")
         found[recipe.method.name] = steps_within(spec.budget.of_each, result.folder, recipe.method.name)

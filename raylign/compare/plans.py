@@ -19,7 +19,7 @@ from raylign.config.compare import CompareConfig, MethodConfig, beside
 from raylign.config.graph import check_graph
 from raylign.config.load import Lines, build_config, read_tree
 from raylign.controllers.outputs import output_base
-from raylign.errors import ConfigError, UserError
+from raylign.errors import ConfigError
 
 BETA_KEY = BETA | {"simpo": "algorithm.beta", "orpo": "algorithm.beta", "kto": "algorithm.beta"}
 """The setting of each algorithm that is the weight of the KL (of what holds it near its start, for simpo and orpo)."""
@@ -65,7 +65,7 @@ def read_recipes(path: Path, spec: CompareConfig, lines: Lines) -> list[Recipe]:
     return [_recipe(path, spec, lines, i) for i in range(len(spec.methods))]
 
 
-def comparison_folder(path: Path, spec: CompareConfig) -> Path:
+def comparison_folder(spec: CompareConfig) -> Path:
     """Named by all that decides the runs, so that the same command goes on where it stopped, and a further seed, beta or
     method joins the runs that are done."""
     tree = spec.model_dump(mode="json", exclude={"methods", "betas", "seeds", "price_per_device_hour", "target_score"})
@@ -181,11 +181,6 @@ def _write_run(
         set_value(tree, lines, key, value, str(recipe.file))
     file = folder / "configs" / f"{name}.yaml"
     made = build_config(recipe.file, tree, lines, [])
-    if file.exists() and (folder / name).exists() and load_config(file) != made:
-        raise UserError(
-            f"{recipe.file}: {name} in {folder} was made with other settings; give the comparison another name, or remove "
-            "that run"
-        )
     writing = file.with_suffix(".writing")
     writing.write_text(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False))
     writing.replace(file)

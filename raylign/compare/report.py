@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from raylign.compare import cost_figures, score_figures, tables
 from raylign.compare.claims import Claim, claims, verdict
@@ -78,11 +79,7 @@ def _sections(spec: CompareConfig, rows: Sequence[Row], done: list[Row], folder:
     )
     told += " KL of best-of-n is the bound log n - (n - 1) / n." if any(row.kl_is_bound for row in done) else ""
     found = [Section("Score against KL", told, ids, figure, tables.results(done))]
-    drawn, rates = score_figures.win_rates(done)
-    if rates:
-        told = f"Prompt by prompt against the start's own completion. {BOOTSTRAP}. At equal length: the logistic regression of the wins on the difference of lengths, read at no difference."
-        told += " With one seed they are over its prompts alone." if len(spec.seeds) < 2 else ""
-        found.append(Section("Win rate", told, ids, save(drawn, figures, "win_rate"), tables.win_table(rates)))
+    found += [section for rival in ("reference", "start") if (section := _wins(spec, done, rival, figures))]
     if learned:
         drawn, goal, reached = cost_figures.cost_to_score(learned, spec.target_score)
         told = "Offline methods are judged only when they have ended, so theirs is the cost of the whole run; online methods when they were first judged at the score or above."
@@ -163,6 +160,22 @@ def _sections(spec: CompareConfig, rows: Sequence[Row], done: list[Row], folder:
         )
     )
     return found
+
+
+def _wins(spec: CompareConfig, done: list[Row], rival: Literal["start", "reference"], figures: Path) -> Section | None:
+    """Against the data's reference answers, or the start; None where there is nothing to win against."""
+    rates = score_figures.win_rates(done, rival)
+    if not rates:
+        return None
+    whom = "the start's own completion" if rival == "start" else "the reference answer of the data"
+    told = (
+        f"Prompt by prompt against {whom}. {BOOTSTRAP}. At equal length: the logistic regression of the wins on the "
+        "difference of lengths, read at no difference."
+    )
+    told += " With one seed they are over its prompts alone." if len(spec.seeds) < 2 else ""
+    figure = save(score_figures.win_rate_figure(done, rates, rival), figures, f"win_rate_{rival}")
+    ids = tuple(row.id for won in rates for row in won.group.rows)
+    return Section(f"Win rate against the {rival}", told, ids, figure, tables.win_table(rates, rival))
 
 
 def _about(spec: CompareConfig, rows: Sequence[Row]) -> str:

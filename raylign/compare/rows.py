@@ -14,6 +14,7 @@ from raylign.compare.costing import Cost, cost_of_run
 from raylign.compare.plans import PlannedRun
 from raylign.config import OFFLINE, CollectConfig, OnlineConfig, RunConfig
 from raylign.controllers.roles import evaluation_reward
+from raylign.tasks import score_function
 from raylign.tracking import read_metrics
 
 
@@ -26,7 +27,8 @@ class Sample:
     score: float | None
     length: int  # tokens
     kl: float | None = None  # log policy - log reference, nats
-    reference: str | None = None  # what the data has as a good completion
+    reference: str | None = None  # what the data has as a good completion of this prompt
+    reference_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ def read_row(planned: PlannedRun, folder: Path, stages: Sequence[Path]) -> Row:
         and evaluation_reward(config) != config.reward,
         optimizer_steps=_updates(config, summary["steps"]),
         curve=_curve(config, folder, summary, common["cost"]),
-        before=_samples(folder / "evaluations" / "before_samples.jsonl"),
-        after=_samples(folder / "evaluations" / "after_samples.jsonl"),
+        before=_samples(config, folder / "evaluations" / "before_samples.jsonl"),
+        after=_samples(config, folder / "evaluations" / "after_samples.jsonl"),
     )
 
 
@@ -191,11 +193,34 @@ def _head(planned: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _samples(file: Path) -> tuple[Sample, ...]:
-    names = ("prompt", "completion", "score", "length", "kl", "reference")
+def _samples(config: RunConfig, file: Path) -> tuple[Sample, ...]:
+    """As the evaluation kept them. Where the data has reference answers, these are scored by the task's own truth."""
     with file.open() as f:
         rows = [json.loads(line) for line in f]
-    return tuple(Sample(**{name: row[name] for name in names if name in row}) for row in rows)
+    found = [Sample(row["prompt"], row["completion"], row["score"], row["length"], row.get("kl")) for row in rows]
+    columns = [row.get("columns", {}) for row in rows]
+    if config.task is None or not rows or any(not isinstance(c.get("reference"), str) for c in columns):
+        return tuple(found)
+    references = [c["reference"] for c in columns]
+    others = {name: [c.get(name) for c in columns] for name in columns[0]}
+    scores = score_function(config.task)([s.prompt for s in found], references, **others)
+    return tuple(
+        replace(sample, reference=reference, reference_score=float(score))
+        for sample, reference, score in zip(found, references, scores, strict=True)
+    )
+
+
+def share_references(rows: Sequence[Row]) -> list[Row]:
+    """The reference answers also for the samples of best-of-n, which a collect run keeps without them."""
+    known = {str(s.prompt): s for row in rows for s in row.after if s.reference is not None}
+    if not known:
+        return list(rows)
+
+    def named(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+        found = [(s, known.get(str(s.prompt), s)) for s in samples]
+        return tuple(replace(s, reference=k.reference, reference_score=k.reference_score) for s, k in found)
+
+    return [replace(row, before=named(row.before), after=named(row.after)) for row in rows]
 
 
 def _curve(config: RunConfig, folder: Path, summary: dict[str, Any], cost: Cost) -> tuple[Point, ...]:

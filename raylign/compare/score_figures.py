@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from raylign.compare.drawing import INTERVALS, along, by_setting, cross, finish, frame, new_figure, style
-from raylign.compare.groups import Group, groups, methods, paired
+from raylign.compare.groups import Group, against_references, groups, methods, paired
 from raylign.compare.intervals import Interval, bootstrap, length_controlled, mean_of, over_seeds, wins
 from raylign.compare.rows import Row
 
@@ -65,24 +66,36 @@ def frontier(rows: Sequence[Row], optimum: Sequence[tuple[float, float]] = ()) -
     return figure
 
 
-def win_rates(rows: Sequence[Row]) -> tuple[Figure, list[tuple[Group, Interval, Interval]]]:
-    """Of every setting against the start's completions of the same prompts; with it, (group, rate, at equal length)."""
+@dataclass(frozen=True)
+class Won:
+    """The win rate of a group over all its seeds, as it is and at equal length."""
+
+    group: Group
+    rate: Interval
+    at_equal_length: Interval
+
+
+def win_rates(rows: Sequence[Row], rival: Literal["start", "reference"]) -> list[Won]:
+    """Of every setting, prompt by prompt, against the start's completion or the data's reference answer."""
     found = []
     for group in groups(rows):
-        pairs = [paired(row.after, row.before) for row in group.rows if row.after and row.before]
+        pairs = [paired(r.after, r.before) if rival == "start" else against_references(r.after) for r in group.rows]
         pairs = [pair for pair in pairs if len(pair[0])]
         if pairs:
-            shortest = min(len(pair[0]) for pair in pairs)
-            won = [wins(ours, theirs)[:shortest] for ours, theirs, _ in pairs]
-            longer = [gap[:shortest] for _, _, gap in pairs]
-            table = [np.stack([w, gap], axis=1) for w, gap in zip(won, longer, strict=True)]
-            found.append((group, bootstrap(won, mean_of), bootstrap(table, length_controlled, draws=500)))
+            shortest = min(len(pair[0]) for pair in pairs)  # a prompt that could not be scored is missing
+            tables = [np.stack([wins(a, b), gap], axis=1)[:shortest] for a, b, gap in pairs]
+            rate = bootstrap([table[:, 0] for table in tables], mean_of)
+            found.append(Won(group, rate, bootstrap(tables, length_controlled, draws=500)))
+    return found
+
+
+def win_rate_figure(rows: Sequence[Row], found: Sequence[Won], rival: str) -> Figure:
     figure = new_figure(7.5, 1.6 + 0.34 * len(found))
     axes = figure.subplots()
     looks = style([row.label for row in rows])
-    for y, (group, raw, controlled) in enumerate(found):
-        look = looks[group.label]
-        for shift, interval, face in ((-0.12, raw, look["color"]), (0.12, controlled, "white")):
+    for y, won in enumerate(found):
+        look = looks[won.group.label]
+        for shift, interval, face in ((-0.12, won.rate, look["color"]), (0.12, won.at_equal_length, "white")):
             axes.plot(
                 [100 * (interval.low or 0), 100 * (interval.high or 0)],
                 [y + shift] * 2,
@@ -98,18 +111,18 @@ def win_rates(rows: Sequence[Row]) -> tuple[Figure, list[tuple[Group, Interval, 
                 markersize=6,
             )
     axes.axvline(50, color="black", linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(found)), [group.title for group, _, _ in found], fontsize=8)
+    axes.set_yticks(range(len(found)), [won.group.title for won in found], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(right=101)
     axes.plot([], [], color="grey", marker="o", linestyle="none", label="win rate")
     axes.plot([], [], color="grey", marker="o", markerfacecolor="white", linestyle="none", label="at equal length")
     finish(
         axes,
-        x="prompts won against the start (%), ties count half",
+        x=f"prompts won against the {rival} (%), ties count half",
         y="",
         title="Win rate (bars: 95 % bootstrap over seeds and prompts)",
     )
-    return figure, found
+    return figure
 
 
 def robustness(rows: Sequence[Row]) -> Figure:

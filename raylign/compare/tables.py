@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from raylign.compare.claims import show
 from raylign.compare.cost_figures import GIB
+from raylign.compare.costing import Cost
 from raylign.compare.groups import Group, best, groups, methods
 from raylign.compare.intervals import Interval, over_positive, over_seeds
 from raylign.compare.rows import Row, StageUse
+from raylign.compare.score_figures import Won
 
 NOT_KNOWN = "-"
 
@@ -44,54 +46,38 @@ def results(rows: Sequence[Row]) -> Table:
 
 
 def needs(rows: Sequence[Row], price: float | None) -> Table:
-    """What each method needs, mean over its runs; stages are in a table of their own."""
-    header = (
-        "method",
-        "copies of the model while it learns",
-        "needs",
-        "optimizer steps",
-        "tokens generated",
-        "tokens trained",
-        "TFLOP",
-        "wall (s)",
-    )
-    header += (
-        "of it starting (s)",
-        "device-seconds",
-        "of them learning",
-        "memory (GiB)",
-        *(("money",) if price is not None else ()),
-    )
-    cells = []
-    for settings in methods(rows).values():
-        runs = [row for group in settings for row in group.rows]
-        costs = [row.cost for row in runs if row.cost]
-        if not costs:
-            continue
-        copies = sorted({cost.copies_of for cost in costs}, key=len)
-        stages = [stage.name.rpartition("-")[0] for stage in runs[0].stages]
+    """What each method needs, mean over its runs, a column a method; stages are in a table of their own."""
+    found = {g[0].label: [row for group in g for row in group.rows if row.cost] for g in methods(rows).values()}
+    found = {label: runs for label, runs in found.items() if runs}
+    lines: list[tuple[str, Callable[[Row, Cost], float], int]] = [
+        ("optimizer steps", lambda row, cost: row.optimizer_steps, 0),
+        ("tokens generated", lambda row, cost: cost.tokens_generated, 0),
+        ("tokens trained, as often as passed", lambda row, cost: cost.tokens_trained, 0),
+        ("TFLOP", lambda row, cost: cost.flops / 1e12, 3),
+        ("wall time (s)", lambda row, cost: cost.wall_seconds, 0),
+        ("of it starting actors (s)", lambda row, cost: cost.start_seconds, 0),
+        ("device-seconds", lambda row, cost: cost.total_device_seconds, 0),
+        ("of them learning", lambda row, cost: cost.learning_device_seconds, 0),
+        ("memory while learning (GiB)", lambda row, cost: cost.learning_bytes / GIB, 2),
+    ]
+    if price is not None:
+        lines.append((f"money, at {price:g} a device-hour", lambda row, cost: cost.money(price) or 0.0, 4))
+    cells = [
+        (
+            "needs",
+            *(", ".join(s.name.rpartition("-")[0] for s in runs[0].stages) or "nothing" for runs in found.values()),
+        ),
+        ("copies of the model while it learns", *(_copies(runs) for runs in found.values())),
+    ]
+    for name, value, digits in lines:
+        means = ([value(row, row.cost) for row in runs if row.cost] for runs in found.values())
+        cells.append((name, *(f"{sum(one) / len(one):,.{digits}f}" for one in means)))
+    return Table(("", *found), tuple(cells))
 
-        def mean(values: Sequence[float], digits: int = 0) -> str:
-            return f"{sum(values) / len(values):,.{digits}f}"
 
-        line = [
-            settings[0].label,
-            "; ".join(f"{len(one)}: {', '.join(one)}" for one in copies),
-            ", ".join(stages) or "nothing",
-            mean([row.optimizer_steps for row in runs]),
-            mean([cost.tokens_generated for cost in costs]),
-            mean([cost.tokens_trained for cost in costs]),
-            mean([cost.flops / 1e12 for cost in costs], 3),
-            mean([cost.wall_seconds for cost in costs]),
-            mean([cost.start_seconds for cost in costs]),
-            mean([cost.total_device_seconds for cost in costs]),
-            mean([cost.learning_device_seconds for cost in costs]),
-            mean([cost.learning_bytes / GIB for cost in costs], 2),
-        ]
-        if price is not None:
-            line.append(mean([cost.money(price) or 0.0 for cost in costs], 4))
-        cells.append(tuple(line))
-    return Table(header, tuple(cells))
+def _copies(runs: Sequence[Row]) -> str:
+    kinds = sorted({row.cost.copies_of for row in runs if row.cost}, key=len)
+    return "; ".join(f"{len(one)}: {', '.join(one)}" for one in kinds)
 
 
 def stages(rows: Sequence[Row], price: float | None) -> Table:
@@ -145,9 +131,9 @@ def to_reach(goal: float, found: Sequence[tuple[Group, list[float | None]]], pri
     return Table(header, tuple(cells))
 
 
-def win_table(found: Sequence[tuple[Group, Interval, Interval]]) -> Table:
-    cells = [(g.title, _percent(raw), _percent(controlled)) for g, raw, controlled in found]
-    return Table(("setting", "wins against the start", "at equal length"), tuple(cells))
+def win_table(found: Sequence[Won], rival: str) -> Table:
+    cells = [(won.group.title, _percent(won.rate), _percent(won.at_equal_length)) for won in found]
+    return Table(("setting", f"wins against the {rival}", "at equal length"), tuple(cells))
 
 
 def spread(rows: Sequence[Row]) -> Table:

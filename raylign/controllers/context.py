@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ray.util.placement_group import PlacementGroup
+
 from raylign.actors.waiting import Stop, Waiter
 from raylign.config import RunConfig
 from raylign.controllers.commits import Commit, Commits
@@ -30,6 +32,7 @@ class Run:
     tracker: Tracker
     totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # summed time/*, tokens/* and held/*
     pool: ActorPool | None = None  # of actors that are kept between runs
+    group: PlacementGroup | None = None  # that the run was given, and that all its phases fit in
     wall_before: float = 0.0  # seconds that earlier processes spent on the committed steps
     committed: Commit | None = None
     memory: dict[str, dict[str, int]] = field(default_factory=dict)  # peak bytes by role and place (host, gpu)

@@ -17,8 +17,7 @@ import ray
 from ray import ObjectRef
 from safetensors.numpy import load_file, save_file
 
-from raylign.config import DPOConfig, KTOConfig, OfflineAlgorithm, RunConfig
-from raylign.config.algorithm import AlgorithmConfig
+from raylign.config import OfflineAlgorithm, RunConfig
 from raylign.controllers.commits import MERGED
 from raylign.controllers.context import Run
 from raylign.controllers.roles import Roles
@@ -84,11 +83,6 @@ def num_steps(algorithm: OfflineAlgorithm, num_rows: int) -> int:
     """Optimizer steps of a run over `num_rows` rows."""
     steps = algorithm.epochs * -(-num_rows // algorithm.batch_size)
     return min(steps, algorithm.max_steps or steps)
-
-
-def needs_reference(algorithm: AlgorithmConfig) -> bool:
-    """Whether the loss reads logprobs of a frozen reference, computed before the first step."""
-    return isinstance(algorithm, DPOConfig | KTOConfig)
 
 
 def reference_logprobs(

@@ -12,7 +12,7 @@ from ray import ObjectRef
 from raylign.actors import builders
 from raylign.actors.fleet import RolloutFleet
 from raylign.actors.group import ActorGroup, LearnerGroup
-from raylign.actors.placement import Placement, reserve
+from raylign.actors.placement import Placement, place_in, reserve
 from raylign.actors.shells import (
     CriticShell,
     OfflineShell,
@@ -24,6 +24,7 @@ from raylign.actors.shells import (
 from raylign.config import ONLINE, ModelConfig, OptimizerConfig, RewardConfig, RoleResources, RunConfig
 from raylign.controllers.commits import Commit
 from raylign.controllers.context import Run
+from raylign.controllers.phases import evaluation_reward, role_resources
 from raylign.controllers.pool import ActorPool
 from raylign.data.batching import default_pass_tokens
 from raylign.learners.spec import LearnerSpec
@@ -122,7 +123,10 @@ def _place(run: Run, pool: ActorPool | None, resources: dict[str, tuple[RoleReso
         run.pool.close()  # what it keeps holds resources
     needed = {name: of_role for name, (of_role, _) in resources.items()}
     wanted = run.config.placement
-    placement = reserve(needed, wanted, run.config.limits.placement, run.waiter)
+    if run.group:
+        placement = place_in(run.group, needed, wanted)
+    else:
+        placement = reserve(needed, wanted, run.config.limits.placement, run.waiter)
     return Roles(placement, {}, pool, resources, wanted.mode)
 
 
@@ -137,13 +141,6 @@ def _reusable(config: RunConfig, resources: dict[str, tuple[RoleResources, int]]
 def _key(shells: dict[str, type], resources: dict[str, tuple[RoleResources, int]], mode: str) -> str:
     """Actors with an equal key can serve the same run: their classes, resources and threads, role by role."""
     return mode + repr(sorted((name, shell.__name__, *resources[name]) for name, shell in shells.items()))
-
-
-def role_resources(config: RunConfig, name: str) -> RoleResources:
-    """An `evaluator` scores held-out samples and is as large as a reward actor."""
-    if name == "evaluator":
-        return config.placement.reward.model_copy(update={"num_actors": 1})
-    return getattr(config.placement, name)
 
 
 def _start(run: Run, roles: Roles, commit: Commit | None) -> None:
@@ -228,10 +225,6 @@ def _build(
             )
             return partial(RolloutFleet, rollout=config.rollout), RolloutShell, build
     raise ValueError(name)
-
-
-def evaluation_reward(config: RunConfig) -> RewardConfig | None:
-    return (config.evaluation and config.evaluation.reward) or config.reward
 
 
 def rollout_dtype(config: RunConfig) -> Literal["float32", "bfloat16"]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.util.placement_group import PlacementGroup
 
 from raylign import __version__
 from raylign.actors.session import ray_session
@@ -19,6 +21,7 @@ from raylign.controllers.collect import num_collect_steps, num_parts
 from raylign.controllers.commits import Commits
 from raylign.controllers.context import Run
 from raylign.controllers.inputs import load_inputs
+from raylign.controllers.lock import locked
 from raylign.controllers.offline import num_steps
 from raylign.controllers.outputs import output_base
 from raylign.controllers.pool import ActorPool
@@ -27,11 +30,13 @@ from raylign.controllers.stopping import stop_on_signal
 from raylign.controllers.usage import held, summarised
 from raylign.controllers.workflows import WORKFLOWS
 from raylign.errors import FailureBudgetError, Interrupted, UserError
-from raylign.tracking import Tracker, make_view
+from raylign.tracking import Sink, Tracker, make_view
 from raylign.types import Dataset
 
 SUMMARY = "summary.json"
 CONTENT = "content.json"
+_STAGE_SECONDS = 86_400.0  # for another process to make a stage; its death ends the wait
+_FOLDER_SECONDS = 60.0  # for a process of an earlier, killed driver to be gone from its run
 _MAY_CHANGE = {"output_dir", "tracking", "limits", "checkpoint", "placement"}  # on --resume
 
 
@@ -48,7 +53,16 @@ class RunResult:
         return self.folder / self.summary["output"]
 
 
-def run(config: RunConfig, *, resume: bool = False, quiet: bool = False, pool: ActorPool | None = None) -> RunResult:
+def run(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    pool: ActorPool | None = None,
+    folder: Path | None = None,
+    group: PlacementGroup | None = None,
+    sinks: Sequence[Sink] = (),
+) -> RunResult:
     """Execute a run and the runs it needs.
 
     Args:
@@ -56,6 +70,9 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False, pool: A
         resume: go on with the newest run directory of this name; start one if there is none.
         quiet: print nothing.
         pool: keeps actors for the next run (inside one Ray session).
+        folder: the run directory, instead of a new one; what is there is gone on with. One process at a time.
+        group: a placement group with the bundles of `phases.bundles_of`, in which all actors then live.
+        sinks: are told the metrics of the run too (not those of the runs it needs).
     Returns:
         The run directory (`<output_dir>/<name>`, numbered if that is taken) and its summary.
     Raises:
@@ -67,36 +84,71 @@ def run(config: RunConfig, *, resume: bool = False, quiet: bool = False, pool: A
     with ExitStack() as session, stop_on_signal(stop):
         stage = plan(config)
         check_stages(stage)
-        return _Runner(session, stop, quiet, pool).execute(stage, resume)
+        runner = _Runner(session, stop, quiet, pool, group, sinks)
+        if folder is None:
+            return runner.execute(stage, resume)
+        with locked(folder, timeout=_FOLDER_SECONDS, holds="works on this run", stop=stop):
+            return runner.execute_in(folder, stage)
+
+
+def make_stages(configs: Iterable[RunConfig], *, quiet: bool = False) -> None:
+    """Execute the runs that these need, each once, and prepare their tasks; not the runs themselves.
+
+    Raises: see `run`.
+    """
+    stop = Stop()
+    with ExitStack() as session, stop_on_signal(stop):
+        for config in configs:
+            stage = plan(config)
+            check_stages(stage)
+            _Runner(session, stop, quiet).needs(stage)
 
 
 class _Runner:
     """Executes a graph of stages on one Ray session, which starts with the first stage that needs it."""
 
-    def __init__(self, session: ExitStack, stop: Stop, quiet: bool, pool: ActorPool | None = None) -> None:
+    def __init__(
+        self,
+        session: ExitStack,
+        stop: Stop,
+        quiet: bool,
+        pool: ActorPool | None = None,
+        group: PlacementGroup | None = None,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         self.session, self.stop, self.quiet, self.pool = session, stop, quiet, pool
+        self.group, self.sinks = group, sinks
         self.has_ray = False
 
     def execute(self, stage: Stage, resume: bool) -> RunResult:
         """The run that was asked for."""
         base = output_base(stage.config.output_dir) / stage.config.name
-        folder = _newest(base) if resume else None
-        if folder and (folder / SUMMARY).exists():
+        return self.execute_in((_newest(base) if resume else None) or _fresh(base), stage)
+
+    def execute_in(self, folder: Path, stage: Stage) -> RunResult:
+        """The same in this folder, from where it stands."""
+        if (folder / SUMMARY).exists():
             _check_same(stage, folder)
             return RunResult(folder, json.loads((folder / SUMMARY).read_text()))
-        return self._run(stage, folder or _fresh(base))
+        return self._run(stage, folder, self.sinks)
+
+    def needs(self, stage: Stage) -> RunConfig:
+        """The stage's config with real paths, which are there now."""
+        return resolve(stage, self._stage)
 
     def _stage(self, stage: Stage) -> Path:
-        """A run that another one needs: done once, gone on with if it was interrupted."""
+        """A run that another one needs: done once, by one process, gone on with if it was interrupted."""
         if not (stage.folder / SUMMARY).exists():
-            self._run(stage, stage.folder)
+            with locked(stage.folder, timeout=_STAGE_SECONDS, holds="makes this stage", stop=self.stop):
+                if not (stage.folder / SUMMARY).exists():
+                    self._run(stage, stage.folder)
         return stage.folder
 
-    def _run(self, stage: Stage, folder: Path) -> RunResult:
+    def _run(self, stage: Stage, folder: Path, sinks: Sequence[Sink] = ()) -> RunResult:
         resumed = folder.exists()
         if resumed:
             _check_same(stage, folder)
-        config = resolve(stage, self._stage)
+        config = self.needs(stage)
         check_splits(config)
         rows, held_out = load_inputs(config)
         _write_configs(folder, stage, config)
@@ -105,7 +157,7 @@ class _Runner:
         failures = 0
         while True:
             try:
-                return self._attempt(config, folder, commits, rows, held_out)
+                return self._attempt(config, folder, commits, rows, held_out, sinks)
             except ActorLost as lost:
                 failures += 1
                 if failures > config.limits.max_failures:
@@ -115,7 +167,13 @@ class _Runner:
                     ) from lost
 
     def _attempt(
-        self, config: RunConfig, folder: Path, commits: Commits, rows: Dataset, held_out: Dataset | None
+        self,
+        config: RunConfig,
+        folder: Path,
+        commits: Commits,
+        rows: Dataset,
+        held_out: Dataset | None,
+        sinks: Sequence[Sink],
     ) -> RunResult:
         """From the last commit (or the start) to the end."""
         commit = commits.latest()
@@ -123,7 +181,9 @@ class _Runner:
         state = commit.state if commit else {}
         view = make_view(config.name, _total_steps(config, rows), first_step=done, quiet=self.quiet)
         tree = config.model_dump(mode="json")
-        with Tracker(folder, config.tracking, config.name, tree, state.get("tracker"), first_step=done + 1) as tracker:
+        with Tracker(
+            folder, config.tracking, config.name, tree, state.get("tracker"), first_step=done + 1, sinks=sinks
+        ) as tracker:
             with view:
                 current = Run(
                     config,
@@ -133,6 +193,7 @@ class _Runner:
                     view,
                     tracker,
                     pool=self.pool,
+                    group=self.group,
                     wall_before=state.get("wall_seconds", 0.0),
                 )
                 current.totals.update(state.get("totals", {}))
@@ -223,9 +284,7 @@ def _check_same(stage: Stage, folder: Path) -> None:
     file = folder / "config.yaml"
     if not file.exists():
         return
-    then = load_config(file).model_dump(mode="json", exclude=_MAY_CHANGE)
-    now = stage.config.model_dump(mode="json", exclude=_MAY_CHANGE)
-    for place in _differences(then, now):
+    for place in differences(load_config(file), stage.config):
         raise UserError(
             f"{place}: differs from the run in {folder}; resume with the same config, or leave out --resume to start a "
             "new run"
@@ -238,6 +297,12 @@ def _check_same(stage: Stage, folder: Path) -> None:
                 f"{place}: {values.get(place, 'the function')} is not what it was when the run in {folder} began; put "
                 "it back, or leave out --resume to start a new run"
             )
+
+
+def differences(then: RunConfig, now: RunConfig) -> list[str]:
+    """Dotted places, with both values, in which a run would not be the same run any more."""
+    before, after = (one.model_dump(mode="json", exclude=_MAY_CHANGE) for one in (then, now))
+    return _differences(before, after)
 
 
 def _differences(then: Any, now: Any, at: str = "") -> list[str]:

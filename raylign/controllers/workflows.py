@@ -21,14 +21,14 @@ from raylign.controllers.offline import (
     OfflineLoop,
     cache_logprobs,
     cached_logprobs,
-    needs_reference,
     num_steps,
     reference_key,
     reference_logprobs,
 )
 from raylign.controllers.online import OnlineLoop
 from raylign.controllers.outputs import output_base
-from raylign.controllers.roles import evaluation_reward, launch
+from raylign.controllers.phases import judge_roles, needs_reference, online_roles
+from raylign.controllers.roles import launch
 from raylign.controllers.stages import MODEL
 from raylign.controllers.usage import note_use
 from raylign.types import Dataset, LabelledSet, PairSet, PromptSet
@@ -40,15 +40,10 @@ Scores = dict[str, Any]  # {"before": {...}, "after": {...}}
 def online(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit | None) -> Scores:
     config = run.config
     algorithm = cast(OnlineAlgorithm, config.algorithm)
-    names = ["policy", *(["critic"] if algorithm.name == "ppo" else []), "reward", "rollout"]
-    if algorithm.name == "online_dpo" or algorithm.kl.coef > 0:
-        names.append("reference")
-    if held_out is not None and evaluation_reward(config) != config.reward:
-        names.append("evaluator")
     data, held = ray.put(prompts), ray.put(held_out)
     total = algorithm.steps * algorithm.epochs * algorithm.minibatches
     scores = Found(run, held_out)
-    with launch(run, names, total, commit) as roles:
+    with launch(run, online_roles(config), total, commit) as roles:
         loop = OnlineLoop(run, roles, algorithm, data, len(prompts))
         if commit:
             loop.restore(commit.step, commit.state)
@@ -145,8 +140,7 @@ def _reference_cache(run: Run, rows: PairSet | LabelledSet) -> Path:
 def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
     """Engines are placed only now that the learner is gone: first with the start model, then with what was learned."""
     config = run.config
-    names = ["rollout", "evaluator", *(["reference"] if needs_reference(config.algorithm) else [])]
-    with launch(run, names) as roles:
+    with launch(run, judge_roles(config)) as roles:
         held, keeper = ray.put(held_out), Keeper(run, roles)
         keeper.sync(0, lambda engine: engine.use_initial_weights.remote(0))
         scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before", keeper))

@@ -6,7 +6,17 @@ Imports neither ray nor torch; W&B and TensorBoard are imported only by a run th
 from raylign.tracking.console import progress_console
 from raylign.tracking.jsonl import read_metrics
 from raylign.tracking.live import LiveView
-from raylign.tracking.tracker import Tracker
+from raylign.tracking.tracker import Sink, Tracker
 from raylign.tracking.view import NullView, PlainView, View, make_view
 
-__all__ = ["LiveView", "NullView", "PlainView", "Tracker", "View", "make_view", "progress_console", "read_metrics"]
+__all__ = [
+    "LiveView",
+    "NullView",
+    "PlainView",
+    "Sink",
+    "Tracker",
+    "View",
+    "make_view",
+    "progress_console",
+    "read_metrics",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -25,7 +25,7 @@ class Tracker:
 
     `run_dir` must exist. `state` is what `state()` gave at the last commit, None for a new run. `first_step` is the
     first step that this process will log: after a commit at step 50 it is 51, and what earlier processes wrote for
-    step 51 or later is dropped, so that no step appears twice.
+    step 51 or later is dropped, so that no step appears twice. `sinks` are told too, after the others.
 
     Raises UserError if W&B has no credentials, DataError if an existing metrics.jsonl is damaged.
     """
@@ -39,6 +39,7 @@ class Tracker:
         state: Mapping[str, Any] | None = None,
         *,
         first_step: int = 0,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         self._last_step = first_step - 1  # an evaluation may still belong to the committed step
         self._wandb = None
@@ -54,6 +55,7 @@ class Tracker:
             self._sinks.append(TensorboardSink(run_dir / "tensorboard", first_step))
         if self._wandb is not None:
             self._sinks.append(self._wandb)
+        self._sinks += sinks
 
     @property
     def location(self) -> str | None:

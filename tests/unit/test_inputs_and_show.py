@@ -12,7 +12,8 @@ from rich.console import Console
 
 from raylign.config import OFFLINE, ONLINE, RewardModelConfig, SentimentTask, parse_config
 from raylign.controllers.inputs import KIND, load_inputs, prompt_limit
-from raylign.controllers.offline import cache_logprobs, cached_logprobs, needs_reference, reference_key
+from raylign.controllers.offline import cache_logprobs, cached_logprobs, reference_key
+from raylign.controllers.phases import needs_reference
 from raylign.controllers.run import RunResult
 from raylign.controllers.show import samples_table, show_result
 from raylign.errors import DataError, UserError
