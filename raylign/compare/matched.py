@@ -39,12 +39,22 @@ def check_matched(recipes: Sequence[Recipe]) -> None:
 def _differing(recipes: Sequence[Recipe], dotted: str, why: str) -> list[str]:
     first = recipes[0]
     wanted = value_of(first.config, dotted)
-    return [
-        f"{other.place(dotted)}: {dotted}: {_told(found)}, but {first.method.name} has {_told(wanted)} "
-        f"({first.place(dotted)}); methods that are compared must {why}: set the same in both, or under overrides"
-        for other in recipes[1:]
-        if (found := value_of(other.config, dotted)) != wanted
-    ]
+    problems = []
+    for other in recipes[1:]:
+        for place, ours, theirs in _differences(dotted, value_of(other.config, dotted), wanted):
+            problems.append(  # noqa: PERF401
+                f"{other.place(place)}: {place}: {_told(ours)}, but {first.method.name} has {_told(theirs)} "
+                f"({first.place(place)}); methods that are compared must {why}: set the same in both, or under overrides"
+            )
+    return problems
+
+
+def _differences(dotted: str, ours: Any, theirs: Any) -> list[tuple[str, Any, Any]]:
+    """(key, ours, theirs) of every value that differs, as deep as both have keys."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = dict.fromkeys([*ours, *theirs])
+        return [d for key in keys for d in _differences(f"{dotted}.{key}", ours.get(key), theirs.get(key))]
+    return [] if ours == theirs else [(dotted, ours, theirs)]
 
 
 def _preferences(recipes: Sequence[Recipe]) -> list[str]:

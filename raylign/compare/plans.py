@@ -147,6 +147,7 @@ def set_value(tree: dict[str, Any], lines: Lines, dotted: str, value: Any, place
                 [f"{place}: {dotted}: {above} is the value {child!r} and has no keys below it; remove it"]
             )
         tree = child
+        lines.setdefault(tuple(parents[: depth + 1]), place)
     tree[last] = value
     loc = tuple(dotted.split("."))
     for known in [known for known in lines if known[: len(loc)] == loc]:
