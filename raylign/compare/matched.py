@@ -42,7 +42,7 @@ def _differing(recipes: Sequence[Recipe], dotted: str, why: str) -> list[str]:
     problems = []
     for other in recipes[1:]:
         for place, ours, theirs in _differences(dotted, value_of(other.config, dotted), wanted):
-            problems.append(  # noqa: PERF401
+            problems.append(
                 f"{other.place(place)}: {place}: {_told(ours)}, but {first.method.name} has {_told(theirs)} "
                 f"({first.place(place)}); methods that are compared must {why}: set the same in both, or under overrides"
             )
