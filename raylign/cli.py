@@ -1,4 +1,4 @@
-"""The command line: `raylign run | generate | plan | compare | validate | doctor | cluster | schema`. Heavy imports wait until a command needs them."""
+"""The command line: `raylign run | sweep | generate | plan | compare | validate | doctor | cluster | schema`. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -50,6 +50,23 @@ def run(
     from raylign.controllers.show import show_result
 
     show_result(execute(loaded, resume=resume, quiet=quiet))
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="Sweep (YAML).", show_default=False)],
+    resume: Annotated[bool, typer.Option(help="Go on with the newest sweep of this name.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Print only the result.")] = False,
+) -> None:
+    """Execute a run with many settings, as many at a time as there is room for, and say which is best."""
+    from raylign.config.draw import load_sweep
+
+    loaded = load_sweep(config)  # a mistake is told before the libraries are in
+    quiet_libraries()
+    from raylign.tuning.sweep import show
+    from raylign.tuning.sweep import sweep as execute
+
+    show(loaded, execute(loaded, resume=resume, quiet=quiet))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raylign.cluster.rows import Rows, rows_of
 from raylign.config import CollectConfig, RunConfig
-from raylign.controllers.run import SUMMARY
+from raylign.controllers.run_folders import SUMMARY
 from raylign.controllers.stages import MODEL, Stage, output_name, plan, resolve
 from raylign.models.description import load_pretrained, load_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -61,7 +61,7 @@ def build_config(path: str | Path, tree: dict[str, Any], lines: Lines, overrides
     """Apply the overrides to the tree of a file, and validate it. Raises: see `load_config`."""
     for text in overrides:
         _override(tree, lines, text)
-    return parse_config(_anchor(tree, Path(path).resolve().parent), str(path), lines)
+    return parse_config(anchor(tree, Path(path).resolve().parent), str(path), lines)
 
 
 def parse_config(tree: dict[str, Any], source: str = "config", lines: Lines | None = None) -> RunConfig:
@@ -81,10 +81,10 @@ def parse_as(kind: type[C], tree: dict[str, Any], source: str, lines: Lines | No
         raise ConfigError([_explain(kind, fault, source, lines or {}) for fault in e.errors()]) from None
 
 
-def _anchor(node: Any, folder: Path) -> Any:
+def anchor(node: Any, folder: Path) -> Any:
     """`run:other.yaml` is meant beside the config that says it."""
     if isinstance(node, dict):
-        return {key: _anchor(value, folder) for key, value in node.items()}
+        return {key: anchor(value, folder) for key, value in node.items()}
     if isinstance(node, str) and node.startswith("run:"):
         return f"run:{(folder / node.removeprefix('run:')).resolve()}"
     return node
@@ -137,14 +137,14 @@ def _explain(root: type[BaseModel], fault: Any, source: str, lines: dict[Loc, st
     message = fault["msg"].removeprefix("Value error, ")
     match fault["type"]:
         case "extra_forbidden":
-            message = f"unknown key; {_nearest(str(keys[-1]), owner.model_fields if owner else ())}"
+            message = f"unknown key; {nearest(str(keys[-1]), owner.model_fields if owner else ())}"
         case "missing":
             message = "this key is required; add it"
         case "union_tag_not_found":
             message = f"say which one with {tag_key}: one of {_tags(root, keys)}"
         case "union_tag_invalid":
             tags = [t.strip(" '") for t in fault["ctx"]["expected_tags"].split(",")]
-            message = f"unknown {tag_key} {fault['ctx']['tag']!r}; {_nearest(str(fault['ctx']['tag']), tags)}"
+            message = f"unknown {tag_key} {fault['ctx']['tag']!r}; {nearest(str(fault['ctx']['tag']), tags)}"
         case "value_error":
             pass
         case _:
@@ -152,7 +152,8 @@ def _explain(root: type[BaseModel], fault: Any, source: str, lines: dict[Loc, st
     return f"{where}: {dotted}: {message}" if dotted else f"{where}: {message}"
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Of the known words the one that was meant, or all of them, as the end of a message."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
@@ -163,7 +164,12 @@ def _walk(root: type[BaseModel], loc: Loc) -> tuple[Loc, type[BaseModel] | None]
     keys: list[str | int] = []
     kinds: list[type[BaseModel]] = [root]
     owner: type[BaseModel] | None = root
+    is_mapping = False  # from keys of the user's own to what `kinds` says
     for part in loc:
+        if is_mapping:
+            keys.append(part)
+            is_mapping = False
+            continue
         tagged = [k for k in kinds if part in _tags_of(k)]
         if len(kinds) > 1 and tagged:
             kinds = tagged
@@ -172,6 +178,7 @@ def _walk(root: type[BaseModel], loc: Loc) -> tuple[Loc, type[BaseModel] | None]
         keys.append(part)
         known = owner.model_fields.get(str(part)) if owner else None
         kinds = _classes(known.annotation) if known else []
+        is_mapping = known is not None and get_origin(known.annotation) is dict
     return tuple(keys), owner
 
 

@@ -25,6 +25,7 @@ from raylign.controllers.lock import locked
 from raylign.controllers.offline import num_steps
 from raylign.controllers.outputs import output_base
 from raylign.controllers.pool import ActorPool
+from raylign.controllers.run_folders import CONTENT, SUMMARY, differences, fresh_folder, newest_folder, write_json
 from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
 from raylign.controllers.usage import held, summarised
@@ -33,11 +34,8 @@ from raylign.errors import FailureBudgetError, Interrupted, UserError
 from raylign.tracking import Sink, Tracker, make_view
 from raylign.types import Dataset
 
-SUMMARY = "summary.json"
-CONTENT = "content.json"
 _STAGE_SECONDS = 86_400.0  # for another process to make a stage; its death ends the wait
 _FOLDER_SECONDS = 60.0  # for a process of an earlier, killed driver to be gone from its run
-_MAY_CHANGE = {"output_dir", "tracking", "limits", "checkpoint", "placement"}  # on --resume
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class _Runner:
     def execute(self, stage: Stage, resume: bool) -> RunResult:
         """The run that was asked for."""
         base = output_base(stage.config.output_dir) / stage.config.name
-        return self.execute_in((_newest(base) if resume else None) or _fresh(base), stage)
+        return self.execute_in((newest_folder(base) if resume else None) or fresh_folder(base), stage)
 
     def execute_in(self, folder: Path, stage: Stage) -> RunResult:
         """The same in this folder, from where it stands."""
@@ -199,7 +197,7 @@ class _Runner:
                 current.totals.update(state.get("totals", {}))
                 scores = WORKFLOWS[config.algorithm.name](current, rows, held_out, commit)
             summary = _summary(config, current, scores, _total_steps(config, rows))
-            _write_json(folder / SUMMARY, summary)
+            write_json(folder / SUMMARY, summary)
         return RunResult(folder, summary)
 
     def _ensure_ray(self) -> None:
@@ -249,23 +247,8 @@ def _is_stage(name: str) -> bool:
 
 def has_ended(config: RunConfig) -> bool:
     """Whether the newest run of this name came to its end, so that `run(config, resume=True)` starts nothing."""
-    folder = _newest(output_base(config.output_dir) / config.name)
+    folder = newest_folder(output_base(config.output_dir) / config.name)
     return folder is not None and (folder / SUMMARY).exists()
-
-
-def _newest(base: Path) -> Path | None:
-    """The highest numbered of base, base-2, base-3, ..."""
-    found = [base] if base.exists() else []
-    found += [p for p in base.parent.glob(f"{base.name}-*") if p.name.removeprefix(f"{base.name}-").isdigit()]
-    return max(found, key=lambda p: int(p.name.removeprefix(base.name).lstrip("-") or 1), default=None)
-
-
-def _fresh(base: Path) -> Path:
-    """`base`, or the first free number behind it: a new run never touches an old one."""
-    newest = _newest(base)
-    if newest is None:
-        return base
-    return base.with_name(f"{base.name}-{int(newest.name.removeprefix(base.name).lstrip('-') or 1) + 1}")
 
 
 def _write_configs(folder: Path, stage: Stage, config: RunConfig) -> None:
@@ -276,7 +259,7 @@ def _write_configs(folder: Path, stage: Stage, config: RunConfig) -> None:
         writing = folder / f".{name}.writing"
         writing.write_text(yaml.safe_dump(one.model_dump(mode="json"), sort_keys=False))
         writing.replace(folder / name)
-    _write_json(folder / CONTENT, stage.content)
+    write_json(folder / CONTENT, stage.content)
 
 
 def _check_same(stage: Stage, folder: Path) -> None:
@@ -297,22 +280,3 @@ def _check_same(stage: Stage, folder: Path) -> None:
                 f"{place}: {values.get(place, 'the function')} is not what it was when the run in {folder} began; put "
                 "it back, or leave out --resume to start a new run"
             )
-
-
-def differences(then: RunConfig, now: RunConfig) -> list[str]:
-    """Dotted places, with both values, in which a run would not be the same run any more."""
-    before, after = (one.model_dump(mode="json", exclude=_MAY_CHANGE) for one in (then, now))
-    return _differences(before, after)
-
-
-def _differences(then: Any, now: Any, at: str = "") -> list[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = [*then, *(k for k in now if k not in then)]
-        return [d for k in keys for d in _differences(then.get(k), now.get(k), f"{at}.{k}" if at else k)]
-    return [] if then == now else [f"{at} ({then!r} -> {now!r})"]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    writing = path.with_suffix(".writing")
-    writing.write_text(json.dumps(value, indent=2))
-    writing.replace(path)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from raylign.controllers.commits import MERGED, Commit
 from raylign.controllers.context import Run
 from raylign.controllers.evaluate import Evaluation, evaluate
 from raylign.controllers.keeper import Keeper
+from raylign.controllers.lock import locked
 from raylign.controllers.offline import (
     OfflineLoop,
     cache_logprobs,
@@ -65,15 +67,22 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
     judges_itself = algorithm.name == "reward_model"
     if commit is None or commit.step < total or judges_itself:
         cache = _reference_cache(run, rows) if needs_reference(algorithm) else None
+        making = ExitStack()  # of the cache, by one run at a time
+        if cache:
+            holds = "computes these reference logprobs"
+            making.enter_context(locked(cache, timeout=run.config.limits.generate, holds=holds, stop=run.stop))
         cached = cache and cached_logprobs(cache)
+        if cached:
+            making.close()
         names = ["policy", *(["reference"] if cache and not cached else [])]
-        with launch(run, names, total, commit) as roles:
+        with making, launch(run, names, total, commit) as roles:
             loop = OfflineLoop(run, roles, algorithm, len(rows))
             if cache and not cached:
                 cached = reference_logprobs(run, roles, rows, data)
                 cache_logprobs(cache, cached)
                 note_use(run, roles)
                 roles.dismiss("reference")
+                making.close()
             loop.set_data(data, cached)
             if commit:
                 loop.restore(commit.step, commit.state)

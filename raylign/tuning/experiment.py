@@ -150,6 +150,9 @@ class _Told(tune.Callback):
     def __init__(self, folder: Path, watch: Watch, keeper: _Keeper) -> None:
         self._folder, self._watch, self._keeper = folder, watch, keeper
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune puts a copy of its settings on disk, which nobody reads
+
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
         running = sum(trial.status == TuneTrial.RUNNING for trial in trials)
         self._keeper.alive(running, sum(trial.status == TuneTrial.PENDING for trial in trials))

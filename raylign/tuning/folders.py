@@ -20,7 +20,7 @@ import yaml
 
 from raylign.config import RunConfig, load_config
 from raylign.controllers.outputs import output_base
-from raylign.controllers.run import SUMMARY, differences
+from raylign.controllers.run_folders import SUMMARY, differences
 from raylign.errors import UserError
 
 CONFIG, STOPPED, ERROR = "config.yaml", "stopped.json", "error.json"

@@ -16,13 +16,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 from raylign.cli import app
 from raylign.cluster import devices
 from raylign.cluster.fit import demands
-from raylign.cluster.memory import MemoryModel, role_names
+from raylign.cluster.memory import MemoryModel
 from raylign.cluster.parts import MIB
 from raylign.cluster.plan import plan
 from raylign.cluster.rows import Rows
 from raylign.cluster.spec import parse_spec
 from raylign.cluster.trace import Shape, Skeleton
 from raylign.config import ModelConfig, RunConfig
+from raylign.controllers.phases import phases
 from raylign.errors import UserError
 from tests.unit.tiny import tiny_tokenizer
 
@@ -309,7 +310,7 @@ def test_the_command(tmp_path, prompts):
     policy = tree["memory"]["policy"]
     phase = max(policy["phases"].values(), key=lambda phase: phase["total"])
     assert policy["peak_bytes"] == phase["total"] == sum(v for k, v in phase.items() if k != "total")
-    assert [list(stage["seats"]) for stage in tree["placement"]] == role_names(config)
+    assert [list(stage["seats"]) for stage in tree["placement"]] == phases(config)
 
 
 def test_the_peak_of_a_process_is_read_and_taken_back():

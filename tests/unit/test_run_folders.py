@@ -12,7 +12,8 @@ import ray
 from raylign.actors.waiting import Stop
 from raylign.config import RunConfig, parse_config
 from raylign.controllers import run as module
-from raylign.controllers.run import RunResult, _fresh, _newest, run
+from raylign.controllers.run import RunResult, run
+from raylign.controllers.run_folders import fresh_folder, newest_folder
 from raylign.controllers.stages import plan
 from raylign.errors import Interrupted, UserError
 
@@ -48,13 +49,13 @@ def leave(config: RunConfig, name: str = "mine", finished: bool = True) -> Path:
 
 def test_a_new_run_takes_the_next_free_number(tmp_path):
     base = tmp_path / "mine"
-    assert (_newest(base), _fresh(base)) == (None, base)
+    assert (newest_folder(base), fresh_folder(base)) == (None, base)
     for name in ("mine", "mine-2", "mine-10", "mine-3", "mine-old", "mine2", "other-50"):
         (tmp_path / name).mkdir()
-    assert _newest(base) == tmp_path / "mine-10"
-    assert _fresh(base) == tmp_path / "mine-11"
-    assert _fresh(tmp_path / "other") == tmp_path / "other-51"
-    assert _fresh(tmp_path / "mine-old") == tmp_path / "mine-old-2"
+    assert newest_folder(base) == tmp_path / "mine-10"
+    assert fresh_folder(base) == tmp_path / "mine-11"
+    assert fresh_folder(tmp_path / "other") == tmp_path / "other-51"
+    assert fresh_folder(tmp_path / "mine-old") == tmp_path / "mine-old-2"
 
 
 def test_a_finished_run_is_returned_as_it_is(config):

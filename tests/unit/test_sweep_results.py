@@ -1,0 +1,129 @@
+"""What is made of the folders that trials leave. The folders are written by hand; no Ray is started."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rich.console import Console
+
+from raylign.config import load_config
+from raylign.config.draw import Sweep, load_sweep
+from raylign.errors import UserError
+from raylign.tuning import folders
+from raylign.tuning.plots import draw, with_unit
+from raylign.tuning.results import best_of, number, results_table, rows_of, short, write_results
+
+RUN = {
+    "name": "mine",
+    "task": {"name": "sentiment"},
+    "model": {"path": "task:model"},
+    "data": {"path": "task:prompts"},
+    "reward": {"type": "task"},
+    "evaluation": {"data": {"path": "task:eval_prompts"}, "every_steps": 2},
+    "algorithm": {"name": "ppo", "steps": 9},
+}
+SEARCH = {
+    "algorithm.kl.coef": {"loguniform": [0.01, 1.0]},
+    "algorithm.optimizer.learning_rate": {"grid": [1e-5, 1e-4, 1e-3]},
+    "algorithm.kl.estimator": {"grid": ["k1", "k3"]},
+}
+
+
+def make(folder: Path, metric: str = "evaluation/score", mode: str = "max") -> Sweep:
+    (folder / "ppo.yaml").write_text(yaml.safe_dump(RUN))
+    sweep = {"name": "many", "run": "ppo.yaml", "search": SEARCH, "trials": 3, "metric": metric, "mode": mode}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    return load_sweep(folder / "sweep.yaml")
+
+
+def leave(sweep: Sweep, folder: Path) -> None:
+    """Trials that ended in every way: 000 failed, 001 was stopped early, 002 never began, 003 diverged, others finished."""
+    folders.prepare(folder, {point.id: point.config for point in sweep.points}, resume=False)
+    for i, point in enumerate(sweep.points):
+        place = folders.trial_folder(folder, point.id)
+        if i == 2:
+            continue
+        last = 3 if i == 1 else 9
+        goal = i / len(sweep.points) - abs(math.log10(point.values["algorithm.kl.coef"]) + 1) / 4
+        with (place / "metrics.jsonl").open("w") as file:
+            for step in range(1, last + 1):
+                score = None if i == 3 else goal * (1 - math.exp(-step / 3))
+                row = {"step": step, "time": 1.0 * step, "reward/mean": goal}
+                file.write(json.dumps(row | ({"evaluation/score": score} if step % 2 == 0 else {})) + "\n")
+        if i == 0:
+            (place / folders.ERROR).write_text(json.dumps({"error": "RuntimeError: broken"}))
+        elif i == 1:
+            (place / folders.STOPPED).write_text(json.dumps({"reason": "stopped early", "step": last}))
+        else:
+            summary = {"score_before": 0.0, "score_after": goal, "kl": 2.0 * i, "wall_seconds": 60.0 + i}
+            (place / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("evaluation/score", "max"), ("score_after", "min")])
+def test_a_row_a_trial_the_best_config_and_pictures(tmp_path, metric, mode):
+    sweep, folder = make(tmp_path, metric, mode), tmp_path / "runs"
+    leave(sweep, folder)
+    rows = rows_of(sweep, folder)
+    assert [row.status for row in rows[:5]] == ["failed", "stopped early", "new", "finished", "finished"]
+    finished = [row for row in rows if row.status == "finished" and row.metric is not None]
+    best = best_of(rows, mode)
+    assert best is not None
+    assert best.metric == (max if mode == "max" else min)(row.metric for row in finished if row.metric is not None)
+    files = [*write_results(sweep, rows, folder), *draw(sweep, rows, folder)]
+    assert [file.name for file in files] == [
+        "results.parquet",
+        "best.yaml",
+        "metric_by_parameter.png",
+        "learning_curves.png",
+        "parallel_coordinates.png",
+    ]
+    assert all(file.stat().st_size > 100 for file in files)
+    assert not list(folder.glob(".*"))
+    table = pq.read_table(folder / "results.parquet").to_pylist()
+    assert len(table) == len(sweep.points) == 18
+    assert table[4]["algorithm.kl.coef"] == sweep.points[4].values["algorithm.kl.coef"]
+    assert table[4]["algorithm.kl.estimator"] in ("k1", "k3")
+    assert (table[0]["error"], table[2]["metric"], table[2]["step"]) == ("RuntimeError: broken", None, None)
+    chosen = load_config(folder / "best.yaml")
+    assert chosen.algorithm == next(point.config.algorithm for point in sweep.points if point.id == best.id)
+    console = Console(width=200, record=True, quiet=True)
+    console.print(results_table(sweep, rows))
+    text = Console(width=200, record=True)
+    with text.capture() as shown:
+        text.print(results_table(sweep, rows))
+    lines = shown.get().splitlines()
+    assert best.id in lines[3]  # the best stands first
+    assert "failed: RuntimeError: broken" in shown.get()
+
+
+def test_a_trial_is_gone_on_with_only_if_it_is_the_same(tmp_path):
+    sweep = make(tmp_path)
+    trials = {point.id: point.config for point in sweep.points[:2]}
+    folders.prepare(tmp_path / "runs", trials, resume=False)
+    folders.prepare(tmp_path / "runs", trials, resume=True)
+    with pytest.raises(UserError, match="has trials already; go on with them"):
+        folders.prepare(tmp_path / "runs", trials, resume=False)
+    other = trials | {"001": trials["001"].model_copy(update={"seed": 3})}
+    with pytest.raises(UserError, match=r"trial 001: seed \(0 -> 3\) differs from the trial in"):
+        folders.prepare(tmp_path / "runs", other, resume=True)
+
+
+def test_names_are_as_short_as_they_can_be():
+    keys = ["algorithm.optimizer.learning_rate", "algorithm.critic.optimizer.learning_rate", "seed"]
+    assert short(keys[2], keys) == "seed"
+    assert short(keys[1], keys) == "critic.optimizer.learning_rate"
+    assert short(keys[0], keys[::2]) == "learning_rate"
+    assert [number(v) for v in (None, 1 / 3, 5e-4, "../recipes/ppo.yaml", {"name": "dpo"})] == [
+        "-",
+        "0.3333",
+        "0.0005",
+        "ppo.yaml",
+        "dpo",
+    ]
+    assert with_unit("kl/k1") == "kl/k1 (nats per sequence)"
+    assert with_unit("kl/coef") == "kl/coef"
