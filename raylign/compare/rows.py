@@ -17,6 +17,8 @@ from raylign.controllers.roles import evaluation_reward
 from raylign.tasks import score_function
 from raylign.tracking import read_metrics
 
+_NUMBERS = ("score_before", "score_after", "length_before", "length_after", "finished")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -157,7 +159,8 @@ def _with_more(row: Row, device_seconds: float) -> Row:
 def write_rows(file: Path, rows: Sequence[Row]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     writing = file.with_suffix(".writing")
-    writing.write_text(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))
+    trees = [_without_nan(asdict(row)) for row in rows]
+    writing.write_text(json.dumps(trees, indent=1, ensure_ascii=False, allow_nan=False))
     writing.replace(file)
 
 
@@ -174,7 +177,13 @@ def _row(tree: dict[str, Any]) -> Row:
         "before": tuple(Sample(**sample) for sample in tree["before"]),
         "after": tuple(Sample(**sample) for sample in tree["after"]),
     }
-    return Row(**tree | read)
+    numbers = {name: math.nan if tree[name] is None else tree[name] for name in _NUMBERS}
+    return Row(**tree | read | numbers)
+
+
+def _without_nan(tree: dict[str, Any]) -> dict[str, Any]:
+    """What is not known is null: JSON has no NaN."""
+    return tree | {name: None if not math.isfinite(tree[name]) else tree[name] for name in _NUMBERS}
 
 
 def _cost(tree: dict[str, Any]) -> Cost:

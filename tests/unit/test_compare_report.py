@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -111,6 +112,9 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     rows = made_rows(seeds=(0,))
     write_rows(tmp_path / "rows.json", rows)
     assert read_rows_file(tmp_path / "rows.json") == rows
+    write_rows(tmp_path / "rows.json", [replace(rows[0], finished=math.nan)])
+    assert '"finished": null' in (tmp_path / "rows.json").read_text()
+    assert math.isnan(read_rows_file(tmp_path / "rows.json")[0].finished)
 
 
 class Page(HTMLParser):
