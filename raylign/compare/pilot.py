@@ -29,7 +29,7 @@ def measured_steps(
     learners = [recipe for recipe in recipes if not recipe.method.best_of]
     found = {}
     for recipe in learners:
-        short = plan_runs(first, [recipe], folder / "pilot", {recipe.method.name: PILOT_STEPS})[0]
+        short = plan_runs(first, [recipe], folder, {recipe.method.name: PILOT_STEPS})[0]
         (result,) = run_trials([Trial(short.id, short.config)], folder / "pilot", note=note)
         if result.folder is None:
             raise RaylignError(f"the pilot of {recipe.method.name} failed: {result.error}")

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from raylign.compare.costing import cost_of, model_copies, num_parameters
+from raylign.compare.pilot import steps_within
 from raylign.config import RunConfig, load_config
+from raylign.errors import ConfigError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -108,6 +111,21 @@ def test_ranks_that_split_a_model_hold_one_copy():
     assert model_copies(recipe("sft", *split)) == ("policy",)
     assert model_copies(recipe("sft", *split, "learner.sharding.shard_size=2")) == ("policy",) * 2
     assert model_copies(recipe("sft", split[0])) == ("policy",) * 4
+
+
+def test_a_pilot_says_how_many_steps_fit_behind_the_start(tmp_path):
+    config = recipe("dpo", "data.path=nothing.jsonl").model_dump(mode="json")
+    for name in ("config.yaml", "resolved.yaml"):
+        (tmp_path / name).write_text(yaml.safe_dump(config))
+    told = summary({"train": {"policy": 50.0}, "judge": {"rollout": 30.0}}, ["policy", "rollout"])
+    (tmp_path / "summary.json").write_text(json.dumps(told))
+    (tmp_path / "model").mkdir()
+    lines = [{"step": i, "time": 0.0, "time/step": seconds} for i, seconds in enumerate((10.0, 5.0, 5.0), 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # Half a CPU for 50 s is 25, the steps took 10 of it: 15 to start, then 2.5 a step.
+    assert steps_within(40.0, tmp_path, "dpo") == 10
+    with pytest.raises(ConfigError, match="16 device-seconds do not pay for one step of dpo: its start alone takes 15"):
+        steps_within(16.0, tmp_path, "dpo")
 
 
 def test_parameters_are_counted_from_the_header(tmp_path):
