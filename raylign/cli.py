@@ -152,7 +152,14 @@ def plan(
 
 @app.command()
 def compare(
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A comparison (YAML); or dotted.key=value for the exact task.",
+            metavar="[SPEC.yaml | KEY=VALUE...]",
+            show_default=False,
+        ),
+    ] = None,
     task: Annotated[str, typer.Option(help="Embedded task to compare on: exact.")] = "exact",
     algorithms: Annotated[str, typer.Option(help="ppo, grpo, rloo, reinforce++, dpo, online_dpo; with commas.")] = (
         "ppo,dpo"
@@ -163,8 +170,21 @@ def compare(
     output_dir: Annotated[str, typer.Option(help="Where the comparison's folder is made.")] = "runs",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write a row for every run to this file.")] = None,
 ) -> None:
-    """Run algorithms side by side and say how near each comes to the exact optimum."""
+    """Compare methods as a spec says, with a report: `raylign compare SPEC.yaml`. Without one, run algorithms on the
+    exact task and say how near each comes to the optimum.
+
+    A spec says all itself; the options are for the exact task.
+    """
     quiet_libraries()
+    if overrides and "=" not in overrides[0] and overrides[0].endswith((".yaml", ".yml")):
+        if overrides[1:]:
+            raise UserError(
+                f"{overrides[1]}: a comparison has its overrides in the spec, under overrides; write it there"
+            )
+        from raylign.compare.command import compare_spec
+
+        compare_spec(Path(overrides[0]), json_file)
+        return
     from raylign.compare import show
     from raylign.compare.exact import Wanted
 

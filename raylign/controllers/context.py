@@ -30,7 +30,7 @@ class Run:
     stop: Stop
     view: View
     tracker: Tracker
-    totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # summed time/* and tokens/*
+    totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # summed time/*, tokens/* and held/*
     pool: ActorPool | None = None  # of actors that are kept between runs
     group: PlacementGroup | None = None  # that the run was given, and that all its phases fit in
     wall_before: float = 0.0  # seconds that earlier processes spent on the committed steps

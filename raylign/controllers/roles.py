@@ -43,6 +43,7 @@ class Roles:
     pool: ActorPool | None = None
     resources: dict[str, tuple[RoleResources, int]] = field(default_factory=dict)  # and threads, by role
     mode: str = "disaggregated"
+    since: dict[str, float] = field(default_factory=dict)  # wall seconds of the run at which a role was taken
 
     def __getitem__(self, role: str) -> Any:
         return self.groups[role]
@@ -92,11 +93,14 @@ def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | No
     for name in names:
         needed = role_resources(config, name)
         resources[name] = (needed, needed.num_threads or _threads(name, names))
+    # A resumed run had its actors from the beginning; what is counted already is not counted again.
+    since = {name: run.totals.get(f"held/train/{name}", 0.0) if commit else run.wall() for name in names}
     pool = run.pool if _reusable(config, resources) else None
     made = {name: _build(config, name, commit, total_steps, threads) for name, (_, threads) in resources.items()}
     shells = {name: shell for name, (_, shell, _) in made.items()}
     kept = pool and pool.take(_key(shells, resources, config.placement.mode))
     roles = kept if isinstance(kept, Roles) else _place(run, pool, resources)
+    roles.since = since
     try:
         run.view.phase("starting " + ", ".join(names))
         with run.stage("start"):

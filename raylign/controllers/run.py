@@ -22,13 +22,13 @@ from raylign.controllers.commits import Commits
 from raylign.controllers.context import Run
 from raylign.controllers.inputs import load_inputs
 from raylign.controllers.lock import locked
-from raylign.controllers.memory import summarised
 from raylign.controllers.offline import num_steps
 from raylign.controllers.outputs import output_base
 from raylign.controllers.pool import ActorPool
 from raylign.controllers.run_folders import CONTENT, SUMMARY, differences, fresh_folder, newest_folder, write_json
 from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
+from raylign.controllers.usage import held, summarised
 from raylign.controllers.workflows import WORKFLOWS
 from raylign.errors import FailureBudgetError, Interrupted, UserError
 from raylign.tracking import Sink, Tracker, make_view
@@ -233,6 +233,7 @@ def _summary(config: RunConfig, run: Run, scores: dict[str, Any], steps: int) ->
         "evaluation": scores,
         "wall_seconds": run.wall(),
         "stage_seconds": {name.removeprefix("time/"): v for name, v in sorted(totals.items()) if _is_stage(name)},
+        "held_seconds": held(totals),
         "tokens": {name.removeprefix("tokens/"): int(v) for name, v in totals.items() if name.startswith("tokens/")},
         "memory": summarised(run.memory),
         "output": output_name(config),

@@ -19,7 +19,6 @@ from raylign.controllers.context import Run
 from raylign.controllers.evaluate import Evaluation, evaluate
 from raylign.controllers.keeper import Keeper
 from raylign.controllers.lock import locked
-from raylign.controllers.memory import note_peak_memory
 from raylign.controllers.offline import (
     OfflineLoop,
     cache_logprobs,
@@ -33,6 +32,7 @@ from raylign.controllers.outputs import output_base
 from raylign.controllers.phases import judge_roles, needs_reference, online_roles
 from raylign.controllers.roles import launch
 from raylign.controllers.stages import MODEL
+from raylign.controllers.usage import note_use
 from raylign.types import Dataset, LabelledSet, PairSet, PromptSet
 
 ADAPTER = "adapter"
@@ -54,7 +54,7 @@ def online(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Com
         run.view.phase("training")
         loop.train(held if held_out is not None else None, scores.num_prompts)
         scores.need("after", lambda: loop.evaluate(held, scores.num_prompts, "after"))
-        note_peak_memory(run, roles)
+        note_use(run, roles)
     publish(run, run.committed or commit)
     return scores.found
 
@@ -80,7 +80,7 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
             if cache and not cached:
                 cached = reference_logprobs(run, roles, rows, data)
                 cache_logprobs(cache, cached)
-                note_peak_memory(run, roles)
+                note_use(run, roles)
                 roles.dismiss("reference")
                 making.close()
             loop.set_data(data, cached)
@@ -92,7 +92,7 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
             loop.train()
             if judges_itself:
                 scores.need("after", lambda: loop.accuracy(held))
-            note_peak_memory(run, roles)
+            note_use(run, roles)
     publish(run, run.committed or commit)
     if isinstance(held_out, PromptSet):
         _judge(run, held_out, scores)
@@ -104,7 +104,7 @@ def collected(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: 
     assert isinstance(algorithm, CollectConfig)
     with launch(run, ["rollout", "reward"]) as roles:
         collect(run, roles, algorithm, ray.put(prompts), len(prompts))
-        note_peak_memory(run, roles)
+        note_use(run, roles)
     return {}
 
 
@@ -156,7 +156,7 @@ def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
         model = str(run.folder / MODEL)
         keeper.sync(1, lambda engine: engine.load_folder.remote(1, model))
         scores.need("after", lambda: evaluate(run, roles, held, len(held_out), 1, "after", keeper))
-        note_peak_memory(run, roles)
+        note_use(run, roles, "judge")
 
 
 def publish(run: Run, commit: Commit | None) -> None:

@@ -123,9 +123,9 @@ def evaluation_part(
     ref_logprobs: FloatArray | None,
     keep: int,
 ) -> dict[str, Any]:
-    """What one evaluated batch adds: its scores, KLs and lengths, and what its first `keep` rows say.
+    """What one evaluated batch adds: its scores, KLs and lengths, and its first `keep` rows in full.
 
-    A row kept has its prompt, completion, score and length (tokens), and the prompt's other columns under `columns`.
+    A row kept has its prompt, completion, score, length (tokens) and KL, and the prompt's other columns under `columns`.
     The KL of a row is the sum over its completion of log policy - log reference (k1), in nats.
     """
     kl = None
@@ -137,6 +137,7 @@ def evaluation_part(
             "completion": completion_text(tokenizer, batch, row),
             "score": float(scores.values[row]) if scores.valid[row] else None,
             "length": int(batch.completion_mask[row].sum()),
+            "kl": None if kl is None else kl[row],
             "columns": _other_columns(prompts, batch, row),
         }
         for row in range(min(keep, len(batch)))

@@ -215,6 +215,18 @@ def test_validate_names_the_runs_that_are_needed():
     )
 
 
+def test_compare_takes_a_spec_or_overrides_of_the_exact_task(tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("name: x\nmethods: []\nbetas: [1]\nseeds: [0]\n")
+    done = command("compare", str(spec))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{spec}:2: methods: " in done.stderr
+    done = command("compare", str(spec), "task.seed=1")
+    assert "task.seed=1: a comparison has its overrides in the spec" in done.stderr
+    done = command("compare", "name=a.yaml", "--betas", "0")  # an override, though it ends in .yaml
+    assert "--betas: 0; the optimum exists for a beta above 0 only" in done.stderr
+
+
 def test_the_schema_is_one_and_accepts_the_recipes():
     done = command("schema")
     assert done.returncode == 0

@@ -1,8 +1,10 @@
-"""Peak memory by role, read before the actors end."""
+"""What each role used, read before its actors end: the seconds it was held, and its peak memory."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Literal
 
 import ray
 from ray.exceptions import RayError
@@ -12,6 +14,28 @@ from raylign.controllers.roles import Roles
 
 _TIMEOUT = 20.0  # seconds for idle actors to read one small file
 log = logging.getLogger(__name__)
+
+
+def note_use(run: Run, roles: Roles, phase: Literal["train", "judge"] = "train") -> None:
+    """Count the seconds that the actors of `roles` were held for this phase since the last call, and their memory.
+
+    Held is from the reservation of their place on, whether they worked or waited: nobody else could have it.
+    """
+    now = run.wall()
+    for role in roles.groups:
+        run.totals[f"held/{phase}/{role}"] += now - roles.since[role]
+        roles.since[role] = now
+    note_peak_memory(run, roles)
+
+
+def held(totals: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """For summary.json: seconds by phase and role; `judge` is an evaluation with actors of its own."""
+    found: dict[str, dict[str, float]] = {}
+    for name, seconds in sorted(totals.items()):
+        if name.startswith("held/"):
+            _, phase, role = name.split("/")
+            found.setdefault(phase, {})[role] = seconds
+    return found
 
 
 def note_peak_memory(run: Run, roles: Roles) -> None:

@@ -1,0 +1,216 @@
+"""What a run took: from its summary and its config to device-seconds, memory, tokens, operations and money.
+
+- Held seconds of a role: from the reservation of its actors' places to their end, working or waiting (`held_seconds` of
+  summary.json).
+- A device is a GPU if the run asks for any, else one of Ray's logical CPUs. Device-seconds of a role are held seconds x
+  actors x devices of an actor. Where roles are colocated they take turns on the same devices, so the run has those of
+  its largest role, and the roles' own do not add up.
+- `learning` leaves out what only judges: the seconds of evaluations, and the engines and evaluator that are started after
+  an offline run for it. Methods are compared by it.
+- Offline runs on the same rows share the logprobs of the reference: the first one makes them. What it held for that is
+  divided evenly among them (`share_reference`).
+- Operations: 6 for each parameter and completion token learned from (as often as it is passed), 2 for each token
+  generated or scored. Prompts and attention are left out, for all methods alike, so it is a lower bound.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raylign.config import CollectConfig, ModelReward, OnlineConfig, PPOConfig, RunConfig, load_config
+from raylign.controllers.phases import needs_reference
+from raylign.controllers.roles import role_resources
+
+FLOPS_LEARNED, FLOPS_SCORED = 6, 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run. By role where a dict."""
+
+    wall_seconds: float
+    start_seconds: float  # placing actors and loading models, in wall_seconds
+    device: str  # gpu or cpu
+    device_seconds: dict[str, float]
+    learning_seconds: float  # held to learn, wall
+    learning_device_seconds: float
+    reference_device_seconds: float  # of an offline run that scored its dataset with the reference, policy waiting
+    devices: float  # held while learning
+    peak_bytes: dict[str, int]  # of the largest actor
+    learning_bytes: int  # of all actors that learning takes, each at its own peak
+    tokens_generated: int
+    tokens_trained: int  # as often as they are passed
+    flops: float
+    model_copies: int
+    copies_of: tuple[str, ...]
+
+    @property
+    def total_device_seconds(self) -> float:
+        return sum(self.device_seconds.values())
+
+    def money(self, price_per_device_hour: float | None) -> float | None:
+        return None if price_per_device_hour is None else self.total_device_seconds / 3600 * price_per_device_hour
+
+    def tree(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def cost_of_run(folder: Path) -> Cost:
+    """Of a finished run directory."""
+    config = load_config(folder / "config.yaml")
+    summary = json.loads((folder / "summary.json").read_text())
+    return cost_of(config, summary, num_parameters(folder), _passes(folder, summary["steps"]))
+
+
+def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes: float = 1.0) -> Cost:
+    """See the head of this file.
+
+    Args:
+        summary: summary.json; one without `held_seconds` (of an earlier raylign) counts every role as held to the end.
+        parameters: of the model; critic and reward model are taken to be as large.
+        passes: of an offline run over its dataset. Its reference scores every row once: counted for every run, though
+            those that find the logprobs in the cache take no time for it.
+    """
+    wall: float = summary["wall_seconds"]
+    evaluating: float = summary["stage_seconds"].get("evaluate", 0.0)
+    held: dict[str, dict[str, float]] = summary.get("held_seconds") or {"train": dict.fromkeys(summary["memory"], wall)}
+    train, judge = held.get("train", {}), held.get("judge", {})
+    if not judge:  # the same actors learned and judged
+        train = {role: max(0.0, seconds - evaluating) for role, seconds in train.items()}
+    judging: dict[str, float] = judge or dict.fromkeys(train, evaluating)
+    per_role = {role: _devices(config, role) for role in {**train, **judging}}
+    colocated = config.placement.mode == "colocated"
+
+    def add_up(seconds: dict[str, float]) -> float:
+        parts = [seconds[role] * per_role[role] for role in seconds]
+        return max(parts, default=0.0) if colocated else sum(parts)
+
+    learners = {role: seconds for role, seconds in train.items() if role != "evaluator"}
+    everything = {role: (train.get(role, 0.0) + judging.get(role, 0.0)) * per_role[role] for role in per_role}
+    if colocated:
+        largest = max(everything, key=lambda role: everything[role])
+        everything = {role: value if role == largest else 0.0 for role, value in everything.items()}
+    longest = max(learners.values(), default=0.0)
+    copies = model_copies(config)
+    memory = {role: found["peak_bytes"] for role, found in summary["memory"].items()}
+    learning_roles = {role for role in memory if role in learners or role in copies}
+    reference_pass = 0.0 if isinstance(config.algorithm, OnlineConfig | CollectConfig) else train.get("reference", 0.0)
+    reference_seconds = reference_pass * sum(_devices(config, role) for role in ("reference", "policy"))
+    generated, trained = summary["tokens"].get("generated", 0), _passed(config, summary["tokens"].get("trained", 0))
+    return Cost(
+        wall_seconds=wall,
+        start_seconds=summary["stage_seconds"].get("start", 0.0),
+        device="gpu" if _uses_gpus(config) else "cpu",
+        device_seconds=everything,
+        learning_seconds=longest,
+        learning_device_seconds=add_up(learners) - reference_seconds,
+        reference_device_seconds=reference_seconds,
+        devices=add_up(learners) / longest if longest else 0.0,
+        peak_bytes=memory,
+        learning_bytes=sum(memory[role] * role_resources(config, role).num_actors for role in learning_roles),
+        tokens_generated=generated,
+        tokens_trained=trained,
+        flops=_flops(config, parameters, generated, trained, passes),
+        model_copies=len(copies),
+        copies_of=copies,
+    )
+
+
+def model_copies(config: RunConfig) -> tuple[str, ...]:
+    """The role of every copy of a model that is held while the run learns. Ranks that split a model hold one between them."""
+    algorithm = config.algorithm
+    names = ["policy"]
+    if isinstance(algorithm, OnlineConfig):
+        names += ["critic"] * isinstance(algorithm, PPOConfig) + ["rollout"]
+        kl = getattr(algorithm, "kl", None)
+        names += ["reference"] * (kl is None or kl.coef > 0)
+    elif isinstance(algorithm, CollectConfig):
+        names = ["rollout"]
+    elif needs_reference(algorithm):
+        names.append("reference")
+    if isinstance(algorithm, OnlineConfig | CollectConfig) and isinstance(config.reward, ModelReward):
+        names.append("reward")
+    return tuple(name for name in names for _ in range(_copies(config, name)))
+
+
+def num_parameters(folder: Path) -> int:
+    """Of the model that a run learned (or sampled), by the headers of its safetensors files; 0 if it is not on this machine."""
+    model = folder / "model"
+    if not model.is_dir():
+        model = Path(load_config(folder / "resolved.yaml").model.path)
+    total = 0
+    for file in sorted(model.glob("*.safetensors")):
+        with file.open("rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            header = json.loads(f.read(length))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        total += sum(_product(shape) for shape in shapes)
+    return total
+
+
+def _flops(config: RunConfig, parameters: int, generated: int, trained: int, passes: float) -> float:
+    algorithm: Any = config.algorithm
+    learned = 8 if config.model.gradient_checkpointing else FLOPS_LEARNED
+    learners, scorers, seen = 1, 0, 0.0
+    if isinstance(algorithm, CollectConfig):
+        learners, seen = 0, generated
+        scorers = int(isinstance(config.reward, ModelReward))
+    elif isinstance(algorithm, OnlineConfig):
+        copies = model_copies(config)
+        critic = isinstance(algorithm, PPOConfig)  # it also says its values before the update
+        learners += critic
+        old = getattr(algorithm, "old_logprobs", None) == "learner"
+        scorers = ("reference" in copies) + ("reward" in copies) + critic + old
+        seen = generated
+    elif needs_reference(algorithm):
+        scorers, seen = 1, trained / passes
+    return float(parameters) * (learned * learners * trained + FLOPS_SCORED * (generated + scorers * seen))
+
+
+def _passed(config: RunConfig, trained: int) -> int:
+    """Online runs count the samples of a step once, and pass them `epochs` times."""
+    return trained * config.algorithm.epochs if isinstance(config.algorithm, OnlineConfig) else trained
+
+
+def _passes(folder: Path, steps: int) -> float:
+    """Of an offline run over the rows of its dataset, where that is a file on this machine; else 1."""
+    config = load_config(folder / "resolved.yaml")
+    data = Path(config.data.path)
+    batch = getattr(config.algorithm, "batch_size", None)
+    if batch is None or data.suffix != ".jsonl" or not data.is_file():
+        return 1.0
+    with data.open("rb") as f:
+        rows = sum(1 for line in f if line.strip())
+    return steps * batch / min(rows, config.data.max_rows or rows)
+
+
+def _devices(config: RunConfig, role: str) -> float:
+    """Devices of all actors of a role."""
+    needed = role_resources(config, role)
+    return needed.num_actors * (needed.num_gpus if _uses_gpus(config) else needed.num_cpus)
+
+
+def _uses_gpus(config: RunConfig) -> bool:
+    roles = ("policy", "critic", "reference", "reward", "rollout")
+    return any(role_resources(config, role).num_gpus > 0 for role in roles)
+
+
+def _copies(config: RunConfig, role: str) -> int:
+    actors = role_resources(config, role).num_actors
+    sharding = config.learner.sharding
+    if role not in ("policy", "critic") or not sharding.splits_model:
+        return actors
+    ranks = actors if sharding.strategy == "fsdp" and sharding.shard_size is None else 0
+    of_one = ranks or (sharding.shard_size or 1) * sharding.tensor_parallel
+    return max(1, actors // of_one)
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

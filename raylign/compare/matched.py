@@ -1,0 +1,110 @@
+"""Are the methods comparable? The same start, reference, preferences and judgement, or nothing is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from raylign.compare.plans import Recipe
+from raylign.config import PAIR_READERS, RunConfig
+from raylign.config.graph import upstream_configs
+from raylign.errors import ConfigError
+
+SAME: tuple[tuple[str, str], ...] = (
+    ("model.path", "start from the same model"),
+    ("model.compute_dtype", "compute in the same precision"),
+    ("reference", "be held near the same reference"),
+    ("task", "be on the same task"),
+    ("evaluation.data", "be judged on the same prompts"),
+    ("evaluation.reward", "be judged by the same reward"),
+    ("rollout.engine", "be sampled by the same engine"),
+    ("rollout.sampling", "be sampled in the same way"),
+)
+"""What must be equal, and why."""
+
+
+def check_matched(recipes: Sequence[Recipe]) -> None:
+    """Compare every method with the first one that has the setting.
+
+    Raises:
+        ConfigError: a line for each setting that differs: where it stands, the other value, and the fix.
+    """
+    problems = [fault for dotted, why in SAME for fault in _differing(recipes, dotted, why)]
+    problems += _preferences(recipes)
+    problems += _kl_in_reward(recipes)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _differing(recipes: Sequence[Recipe], dotted: str, why: str) -> list[str]:
+    first = recipes[0]
+    wanted = value_of(first.config, dotted)
+    problems = []
+    for other in recipes[1:]:
+        for place, ours, theirs in _differences(dotted, value_of(other.config, dotted), wanted):
+            problems.append(
+                f"{other.place(place)}: {place}: {_told(ours)}, but {first.method.name} has {_told(theirs)} "
+                f"({first.place(place)}); methods that are compared must {why}: set the same in both, or under overrides"
+            )
+    return problems
+
+
+def _differences(dotted: str, ours: Any, theirs: Any) -> list[tuple[str, Any, Any]]:
+    """(key, ours, theirs) of every value that differs, as deep as both have keys."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = dict.fromkeys([*ours, *theirs])
+        return [d for key in keys for d in _differences(f"{dotted}.{key}", ours.get(key), theirs.get(key))]
+    return [] if ours == theirs else [(dotted, ours, theirs)]
+
+
+def _preferences(recipes: Sequence[Recipe]) -> list[str]:
+    """The pairs that a method learns from, itself or through its reward model."""
+    sources = [(recipe, *found) for recipe in recipes if (found := preferences_of(recipe.config))]
+    if not sources:
+        return []
+    first, where, wanted = sources[0]
+    return [
+        f"{other.place(place)}: {place}: {other.method.name} learns from the preferences {found}, but {first.method.name} from "
+        f"{wanted} ({first.place(where)}); methods that are compared must learn from the same ones"
+        for other, place, found in sources[1:]
+        if found != wanted
+    ]
+
+
+def preferences_of(config: RunConfig) -> tuple[str, str] | None:
+    """(place, dataset) of the preference pairs behind a run; None if it needs none."""
+    if config.algorithm.name in PAIR_READERS:
+        return "data.path", config.data.path
+    if config.reward and config.reward.type == "model" and config.reward.path.startswith("run:"):
+        model = upstream_configs(config)[config.reward.path]
+        return "reward.path", model.data.path
+    return None
+
+
+def _kl_in_reward(recipes: Sequence[Recipe]) -> list[str]:
+    """A beta that moves by itself is no setting to compare over."""
+    problems = []
+    for recipe in recipes:
+        kl: Any = getattr(recipe.config.algorithm, "kl", None)
+        if kl is not None and kl.controller == "adaptive" and not recipe.method.best_of:
+            problems.append(
+                f"{recipe.place('algorithm.kl.controller')}: algorithm.kl.controller: adaptive moves the beta that is compared "
+                "over; set fixed or annealed"
+            )
+    return problems
+
+
+def value_of(config: RunConfig, dotted: str) -> Any:
+    """A setting as plain data. Where `evaluation.reward` is not set, the run's own reward judges."""
+    if dotted == "evaluation.reward":
+        assert config.evaluation is not None  # read_recipes checks it
+        reward = config.evaluation.reward or config.reward
+        return reward and reward.model_dump(mode="json")
+    value: Any = config
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _told(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,208 @@
+"""From a spec to its runs: one config for every method, setting and seed, written and checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raylign.compare.budget import budget_settings
+from raylign.compare.exact import BETA
+from raylign.config import RunConfig, load_config
+from raylign.config.compare import CompareConfig, MethodConfig, beside
+from raylign.config.graph import check_graph
+from raylign.config.load import Lines, build_config, read_tree
+from raylign.controllers.outputs import output_base
+from raylign.errors import ConfigError
+
+BETA_KEY = BETA | {"simpo": "algorithm.beta", "orpo": "algorithm.beta", "kto": "algorithm.beta"}
+"""The setting of each algorithm that is the weight of the KL (of what holds it near its start, for simpo and orpo)."""
+EVERY_SAMPLE = 2**31
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run to be made. `id` names it in rows, figures and files."""
+
+    id: str
+    method: str
+    label: str
+    setting: dict[str, Any]  # beta (or n) first, then what is searched, by dotted key
+    seed: int
+    file: Path  # `raylign run` of this file makes the same
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method's run config with the spec's overrides, and where each of its keys was said."""
+
+    method: MethodConfig
+    index: int
+    file: Path
+    config: RunConfig
+    lines: Lines
+
+    def place(self, dotted: str) -> str:
+        """`file:line: ` of a key, or of the nearest one above it."""
+        loc = tuple(dotted.split("."))
+        found = next((self.lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.lines), 1)
+        return found if isinstance(found, str) else f"{self.file}:{found}"
+
+
+def read_recipes(path: Path, spec: CompareConfig, lines: Lines) -> list[Recipe]:
+    """The run config of every method, on the spec's task, with its overrides.
+
+    Raises:
+        ConfigError: with the line of the recipe or of the spec, wherever the fault was written.
+    """
+    return [_recipe(path, spec, lines, i) for i in range(len(spec.methods))]
+
+
+def comparison_folder(spec: CompareConfig) -> Path:
+    """Named by all that decides the runs, so that the same command goes on where it stopped, and a further seed, beta or
+    method joins the runs that are done."""
+    tree = spec.model_dump(mode="json", exclude={"methods", "betas", "seeds", "price_per_device_hour", "target_score"})
+    digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+    return output_base(spec.output_dir) / f"compare-{spec.name}-{digest}"
+
+
+def plan_runs(
+    spec: CompareConfig, recipes: list[Recipe], folder: Path, steps: dict[str, int] | None = None
+) -> list[PlannedRun]:
+    """Write and check all configs, seed by seed, so that a comparison that is cut short has whole seeds.
+
+    Args:
+        steps: steps of each method, where a pilot has measured them (`budget.per: device_seconds`).
+    """
+    configs = folder / "configs"
+    configs.mkdir(parents=True, exist_ok=True)
+    return [
+        _write_run(spec, recipe, setting, seed, folder, (steps or {}).get(recipe.method.name))
+        for seed in spec.seeds
+        for recipe in recipes
+        for setting in settings_of(spec, recipe.method)
+    ]
+
+
+def settings_of(spec: CompareConfig, method: MethodConfig) -> Iterator[dict[str, Any]]:
+    """Every combination of beta and what is searched, or every n."""
+    if method.best_of:
+        yield from ({"n": n} for n in method.best_of)
+        return
+    for beta, *values in product(method.betas or spec.betas, *method.search.values()):
+        yield {"beta": beta, **dict(zip(method.search, values, strict=True))}
+
+
+def _recipe(path: Path, spec: CompareConfig, spec_lines: Lines, index: int) -> Recipe:
+    method = spec.methods[index]
+    file = beside(path, method)
+    tree, lines = read_tree(file)
+
+    def put(dotted: str, value: Any, *place: str | int) -> None:
+        found = next((spec_lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in spec_lines), 1)
+        set_value(tree, lines, dotted, value, f"{path}:{found}")
+
+    if spec.task:
+        put("task", spec.task.model_dump(mode="json"), "task")
+    for key, value in spec.overrides.items():
+        put(key, value, "overrides", key)
+    for key, value in method.overrides.items():
+        put(key, value, "methods", index, "overrides", key)
+    for key, values in method.search.items():
+        put(key, values[0], "methods", index, "search", key)
+    config = build_config(file, tree, lines, [])
+    recipe = Recipe(method, index, file, config, lines)
+    name = config.algorithm.name
+    if not method.best_of and name not in BETA_KEY:
+        raise ConfigError(
+            [
+                f"{recipe.place('algorithm.name')}: algorithm.name: {name} has no beta to compare over; use one of {', '.join(BETA_KEY)}"
+            ]
+        )
+    if config.evaluation is None:
+        raise ConfigError(
+            [f"{file}:1: evaluation: method {method.name} is not judged; add evaluation: {{data: ..., reward: ...}}"]
+        )
+    check_graph(config)
+    return recipe
+
+
+def set_value(tree: dict[str, Any], lines: Lines, dotted: str, value: Any, place: str) -> None:
+    """Set a dotted key of a tree; `place` is told if the value turns out wrong."""
+    *parents, last = dotted.split(".")
+    for depth, parent in enumerate(parents):
+        child = tree.get(parent)
+        if child is None:
+            child = tree[parent] = {}
+        if not isinstance(child, dict):
+            above = ".".join(parents[: depth + 1])
+            raise ConfigError(
+                [f"{place}: {dotted}: {above} is the value {child!r} and has no keys below it; remove it"]
+            )
+        tree = child
+        lines.setdefault(tuple(parents[: depth + 1]), place)
+    tree[last] = value
+    loc = tuple(dotted.split("."))
+    for known in [known for known in lines if known[: len(loc)] == loc]:
+        del lines[known]
+    lines[loc] = place
+
+
+def _write_run(
+    spec: CompareConfig, recipe: Recipe, setting: dict[str, Any], seed: int, folder: Path, steps: int | None
+) -> PlannedRun:
+    method, config = recipe.method, recipe.config
+    values = "-".join(f"{key.rpartition('.')[2]}{_short(value)}" for key, value in setting.items())
+    name = f"{method.name.replace('+', 'p')}-{values}-seed{seed}"
+    tree = config.model_dump(mode="json")
+    lines = dict(recipe.lines)
+    ours: dict[str, Any] = {
+        "name": name,
+        "seed": seed,
+        "output_dir": str(folder),
+        "evaluation.keep_samples": EVERY_SAMPLE,
+        "evaluation.every_steps": spec.evaluation.every_steps,
+    }
+    if spec.evaluation.prompts:
+        ours["evaluation.data.max_rows"] = spec.evaluation.prompts
+    if method.best_of:
+        tree |= _best_of(config, setting["n"], spec.evaluation.prompts)
+        ours = {key: ours[key] for key in ("name", "seed", "output_dir")}
+    else:
+        ours |= {BETA_KEY[config.algorithm.name] if key == "beta" else key: value for key, value in setting.items()}
+        ours |= budget_settings(spec.budget, config, steps)
+    for key, value in ours.items():
+        set_value(tree, lines, key, value, str(recipe.file))
+    file = folder / "configs" / f"{name}.yaml"
+    made = build_config(recipe.file, tree, lines, [])
+    writing = file.with_suffix(".writing")
+    writing.write_text(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False))
+    writing.replace(file)
+    return PlannedRun(name, method.name, method.title, dict(setting), seed, file, load_config(file))
+
+
+def _best_of(config: RunConfig, n: int, prompts: int | None) -> dict[str, Any]:
+    """A collect run in the run's place: n samples of every held-out prompt, scored as the evaluation scores."""
+    assert config.evaluation is not None
+    data = config.evaluation.data.model_copy(update={"max_rows": prompts} if prompts else {})
+    reward = config.evaluation.reward or config.reward
+    assert reward is not None  # RunConfig checks it
+    algorithm = {"name": "collect", "rows": None, "samples_per_prompt": n, "keep": "all", "prompts_per_step": 256}
+    return {
+        "data": data.model_dump(mode="json"),
+        "reward": reward.model_dump(mode="json"),
+        "evaluation": None,
+        "reference": None,
+        "algorithm": algorithm,
+    }
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "_").replace(" ", "")

@@ -1,0 +1,236 @@
+"""Figures of what came out: score against KL, win rates, settings, over-optimisation, length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from raylign.compare.drawing import INTERVALS, along, by_setting, cross, finish, frame, new_figure, style
+from raylign.compare.groups import Group, against_references, groups, methods, paired
+from raylign.compare.intervals import Interval, bootstrap, length_controlled, mean_of, over_seeds, wins
+from raylign.compare.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KL = "KL to the reference (nats per completion)"
+SCORE = "score on held-out prompts"
+
+
+def frontier(rows: Sequence[Row], optimum: Sequence[tuple[float, float]] = ()) -> Figure:
+    """Every run as a faint point, every setting as a cross, the settings of a method as a line."""
+    figure = new_figure()
+    axes = figure.subplots()
+    looks = style([row.label for row in rows])
+    for settings in methods(rows).values():
+        look = looks[settings[0].label]
+        known = sorted((g for g in settings if math.isfinite(g.kl.value)), key=lambda g: g.kl.value)
+        runs = [row for g in known for row in g.rows if row.kl is not None]
+        axes.scatter(
+            [r.kl or 0.0 for r in runs],
+            [r.score_after for r in runs],
+            color=look["color"],
+            s=12,
+            alpha=0.35,
+            linewidths=0,
+        )
+        axes.plot(
+            [g.kl.value for g in known], [g.score.value for g in known], color=look["color"], linewidth=0.8, alpha=0.6
+        )
+        for i, group in enumerate(known):
+            bound = " (KL at most)" if group.rows[0].kl_is_bound else ""
+            cross(axes, group.kl, group.score, **look, markersize=6, label=None if i else f"{group.label}{bound}")
+            axes.annotate(
+                by_setting(group),
+                (group.kl.value, group.score.value),
+                textcoords="offset points",
+                xytext=(6, -11),
+                fontsize=7,
+            )
+    start = over_seeds([row.score_before for row in rows if row.done])
+    axes.plot([0], [start.value], marker="o", color="black", markersize=5)
+    axes.annotate("start", (0, start.value), textcoords="offset points", xytext=(6, -11), fontsize=8)
+    if optimum:
+        widest = max((row.kl or 0 for row in rows if row.done), default=1.0)
+        inside = sorted(point for point in optimum if point[0] < 1.15 * widest)
+        axes.plot(*zip(*inside, strict=True), color="black", linewidth=1.2, label="optimum, every beta")
+    every = groups(rows)
+    kls = [group.kl for group in every]
+    low = min([0.0, *(row.kl for row in rows if row.kl is not None)])
+    frame(axes, [*kls, Interval(0.0)], [*(g.score for g in every), start], x_from=low - 0.03 * _widest(kls))
+    finish(axes, x=KL, y=SCORE, title=f"Score against KL ({INTERVALS})")
+    return figure
+
+
+@dataclass(frozen=True)
+class Won:
+    """The win rate of a group over all its seeds, as it is and at equal length."""
+
+    group: Group
+    rate: Interval
+    at_equal_length: Interval
+
+
+def win_rates(rows: Sequence[Row], rival: Literal["start", "reference"]) -> list[Won]:
+    """Of every setting, prompt by prompt, against the start's completion or the data's reference answer."""
+    found = []
+    for group in groups(rows):
+        pairs = [paired(r.after, r.before) if rival == "start" else against_references(r.after) for r in group.rows]
+        pairs = [pair for pair in pairs if len(pair[0])]
+        if pairs:
+            shortest = min(len(pair[0]) for pair in pairs)  # a prompt that could not be scored is missing
+            tables = [np.stack([wins(a, b), gap], axis=1)[:shortest] for a, b, gap in pairs]
+            rate = bootstrap([table[:, 0] for table in tables], mean_of)
+            found.append(Won(group, rate, bootstrap(tables, length_controlled, draws=500)))
+    return found
+
+
+def win_rate_figure(rows: Sequence[Row], found: Sequence[Won], rival: str) -> Figure:
+    figure = new_figure(7.5, 1.6 + 0.34 * len(found))
+    axes = figure.subplots()
+    looks = style([row.label for row in rows])
+    for y, won in enumerate(found):
+        look = looks[won.group.label]
+        for shift, interval, face in ((-0.12, won.rate, look["color"]), (0.12, won.at_equal_length, "white")):
+            axes.plot(
+                [100 * (interval.low or 0), 100 * (interval.high or 0)],
+                [y + shift] * 2,
+                color=look["color"],
+                linewidth=1.2,
+            )
+            axes.plot(
+                [100 * interval.value],
+                [y + shift],
+                color=look["color"],
+                marker=look["marker"],
+                markerfacecolor=face,
+                markersize=6,
+            )
+    axes.axvline(50, color="black", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(found)), [won.group.title for won in found], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(right=101)
+    axes.plot([], [], color="grey", marker="o", linestyle="none", label="win rate")
+    axes.plot([], [], color="grey", marker="o", markerfacecolor="white", linestyle="none", label="at equal length")
+    finish(
+        axes,
+        x=f"prompts won against the {rival} (%), ties count half",
+        y="",
+        title="Win rate (bars: 95 % bootstrap over seeds and prompts)",
+    )
+    return figure
+
+
+def robustness(rows: Sequence[Row]) -> Figure:
+    """Left the score at each beta, right the spread over all settings and seeds."""
+    figure = new_figure(9.5, 4.2)
+    left, right = figure.subplots(1, 2, sharey=True)
+    looks = style([row.label for row in rows])
+    found = methods(rows)
+    shown: list[Interval] = []
+    for settings in found.values():
+        look = looks[settings[0].label]
+        betas = sorted({g.setting["beta"] for g in settings if "beta" in g.setting})
+        scores = [
+            over_seeds([r.score_after for g in settings if g.setting.get("beta") == b for r in g.rows]) for b in betas
+        ]
+        shown += scores
+        if betas:
+            along(left, betas, scores, **look, markersize=5, linewidth=1.2, label=settings[0].label)
+    if left.get_lines():
+        left.set_xscale("log")
+        ticks = sorted({row.beta for row in rows if row.beta is not None})
+        left.set_xticks(ticks, [f"{beta:g}" for beta in ticks])
+        left.minorticks_off()
+    finish(left, x="beta (weight of the KL)", y=SCORE, title=f"Score at each beta ({INTERVALS})")
+    for x, settings in enumerate(found.values()):
+        look = looks[settings[0].label]
+        scores = [row.score_after for g in settings for row in g.rows]
+        right.plot(
+            [x, x], [min(scores), max(scores)], color=look["color"], linewidth=6, alpha=0.2, solid_capstyle="butt"
+        )
+        right.scatter(np.full(len(scores), x), scores, color=look["color"], marker=look["marker"], s=22, alpha=0.7)
+        right.plot([x - 0.16, x + 0.16], [float(np.median(scores))] * 2, color="black", linewidth=1)
+    right.set_xticks(range(len(found)), [settings[0].label for settings in found.values()], fontsize=8, rotation=12)
+    right.set_xlim(-0.6, len(found) - 0.4)
+    finish(right, x="", y="", title="Every run: range over settings and seeds (line: median)", legend=False)
+    right.axhline(
+        over_seeds([row.score_before for row in rows if row.done]).value, color="black", linestyle=":", linewidth=0.8
+    )
+    left.axhline(
+        over_seeds([row.score_before for row in rows if row.done]).value, color="black", linestyle=":", linewidth=0.8
+    )
+    return figure
+
+
+def over_optimisation(rows: Sequence[Row]) -> Figure:
+    """Left score against KL on the way; right, where a reward was learned, that reward beside the score that judges."""
+    learned = [row for row in rows if row.done and row.learned_reward]
+    figure = new_figure(9.5 if learned else 7.5, 4.2)
+    left, *more = figure.subplots(1, 2 if learned else 1, squeeze=False)[0]
+    looks = style([row.label for row in rows])
+    named: set[str] = set()
+    for row in (row for row in rows if row.done):
+        known = [p for p in row.curve if p.score is not None and p.kl is not None]
+        line = {"color": looks[row.label]["color"], "alpha": 0.6, "linewidth": 1, "marker": ".", "markersize": 4}
+        left.plot(
+            [p.kl or 0.0 for p in known],
+            [p.score or 0.0 for p in known],
+            **line,
+            label=None if row.label in named else row.label,
+        )
+        named.add(row.label)
+    finish(left, x=KL, y=SCORE, title="Score against KL on the way, a line a run")
+    for i, row in enumerate(learned):
+        own = [p for p in row.curve if p.reward is not None]
+        true = [p for p in row.curve if p.score is not None]
+        more[0].plot(
+            [p.step for p in own],
+            [p.reward or 0.0 for p in own],
+            color="C3",
+            alpha=0.5,
+            linewidth=1,
+            label="learned reward (training prompts)" if not i else None,
+        )
+        more[0].plot(
+            [p.step for p in true],
+            [p.score or 0.0 for p in true],
+            color="black",
+            alpha=0.6,
+            marker=".",
+            linewidth=1,
+            label="score that judges (held-out)" if not i else None,
+        )
+    if learned:
+        finish(more[0], x="step", y="reward", title="What is maximised, and what it is for")
+    return figure
+
+
+def lengths(rows: Sequence[Row]) -> Figure:
+    """How much longer completions became, against the score."""
+    figure = new_figure()
+    axes = figure.subplots()
+    looks = style([row.label for row in rows])
+    named: set[str] = set()
+    grown_by: list[Interval] = []
+    for group in groups(rows):
+        grown = over_seeds([row.length_after - row.length_before for row in group.rows])
+        grown_by.append(grown)
+        label = None if group.label in named else group.label
+        cross(axes, grown, group.score, **looks[group.label], markersize=6, label=label)
+        axes.annotate(
+            by_setting(group), (grown.value, group.score.value), textcoords="offset points", xytext=(6, -11), fontsize=7
+        )
+        named.add(group.label)
+    axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    frame(axes, [*grown_by, Interval(0.0)], [group.score for group in groups(rows)])
+    finish(axes, x="change of the mean completion length (tokens)", y=SCORE, title=f"Length growth ({INTERVALS})")
+    return figure
+
+
+def _widest(kls: Sequence[Interval]) -> float:
+    return max((kl.value for kl in kls if math.isfinite(kl.value)), default=1.0)

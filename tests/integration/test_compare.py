@@ -1,0 +1,80 @@
+"""A whole comparison from the command line: two methods, matched, costed, and reported; done once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.small_runs import RAYLIGN, Ended, Workshop
+
+FAST = {"rollout.engine": "transformers", "model.dropout": False}
+
+
+def compare(spec: Path) -> str:
+    process = subprocess.Popen(
+        [RAYLIGN, "compare", str(spec)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=spec.parent,
+        start_new_session=True,
+    )
+    with Ended(process):
+        output, _ = process.communicate(timeout=800)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ppo_dpo_and_best_of_n_from_spec_to_report(workshop: Workshop, tmp_path: Path):
+    spec = workshop.folder / "comparison.yaml"
+    tree = {
+        "name": "small",
+        "output_dir": str(tmp_path),
+        "methods": [
+            {"name": "ppo", "run": "ppo.yaml", "overrides": {"algorithm.kl": {"coef": 0.05}}},
+            {"name": "dpo", "run": "dpo.yaml"},
+            {"name": "best", "run": "ppo.yaml", "best_of": [3]},
+        ],
+        "betas": [0.1],
+        "seeds": [0],
+        "budget": {"per": "optimizer_steps", "of_each": 8},
+        "evaluation": {"every_steps": 1},
+        "overrides": FAST,
+        "price_per_device_hour": 1.0,
+    }
+    spec.write_text(yaml.safe_dump(tree))
+    compare(spec)
+    (folder,) = tmp_path.glob("compare-small-*")
+    rows = {row["method"]: row for row in json.loads((folder / "rows.json").read_text())}
+    assert set(rows) == {"ppo", "dpo", "best"}
+    for row in rows.values():
+        assert row["error"] is None
+        assert len(row["before"]) == len(row["after"]) == 16, "every held-out prompt keeps its sample"
+        assert [s["prompt"] for s in row["after"]] == [s["prompt"] for s in row["before"]]
+        assert row["cost"]["flops"] > 0
+        assert row["cost"]["learning_device_seconds"] > 0
+        assert row["stages"][0]["name"].startswith("sft-")
+    ppo, dpo, best = (rows[name] for name in ("ppo", "dpo", "best"))
+    assert (ppo["optimizer_steps"], dpo["optimizer_steps"]) == (8, 8)
+    assert {sample["prompt"] for sample in ppo["after"]} == {sample["prompt"] for sample in best["after"]}
+    assert ppo["before"] == dpo["before"], "the same start, prompts and seed give the same completions"
+    assert (ppo["cost"]["model_copies"], dpo["cost"]["model_copies"]) == (4, 2)
+    assert set(dpo["cost"]["device_seconds"]) == {"policy", "reference", "rollout", "evaluator"}
+    assert len([point for point in ppo["curve"] if point["score"] is not None]) == 3  # before, on the way, after
+    assert best["score_after"] > best["score_before"]
+    html = (folder / "report.html").read_text()
+    assert "cannot be told" in html  # of one seed nothing is concluded
+    assert "http" not in html
+
+    made = {file: file.stat().st_mtime_ns for file in folder.glob("trials/*/summary.json")}
+    assert len(made) == 3
+    (folder / "report.html").unlink()
+    compare(spec)  # nothing is left to run, and the report is written anew
+    assert (folder / "report.html").exists()
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("trials/*/summary.json")} == made
