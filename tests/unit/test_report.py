@@ -115,13 +115,18 @@ def test_people_err_as_bradley_and_terry_say():
 def test_an_evaluation_keeps_the_columns_of_its_first_rows():
     prompts, batch = rollout(PROMPTS, [["good <eos>"], ["dull is"]])
     prompts.columns["reference"] = ["fine", None]
-    part = evaluation_part(TOKENIZER, batch, prompts, scores(1.0, None), None, keep=9)
+    ref = batch.logprobs - batch.completion_mask * np.array([[0.25], [-0.5]], np.float32)  # two tokens each
+    part = evaluation_part(TOKENIZER, batch, prompts, scores(1.0, None), ref, keep=9)
+    first, second = (
+        {"prompt": "the film", "completion": "good"},
+        {"prompt": "a story", "completion": "dull is"},
+    )
     assert part["samples"] == [
-        {"prompt": "the film", "completion": "good", "score": 1.0, "length": 2, "columns": {"reference": "fine"}},
-        {"prompt": "a story", "completion": "dull is", "score": None, "length": 2, "columns": {"reference": None}},
+        {**first, "score": 1.0, "length": 2, "kl": 0.5, "columns": {"reference": "fine"}},
+        {**second, "score": None, "length": 2, "kl": -1.0, "columns": {"reference": None}},
     ]
     assert (part["scores"], part["num_invalid"], part["lengths"]) == ([1.0], 1, [2, 2])
-    fewer = evaluation_part(TOKENIZER, batch, prompts, scores(1.0, None), None, keep=1)
+    fewer = evaluation_part(TOKENIZER, batch, prompts, scores(1.0, None), ref, keep=1)
     assert fewer["samples"] == part["samples"][:1]
     assert evaluation_part(TOKENIZER, batch, prompts, scores(1.0, None), None, keep=0)["samples"] == []
 
