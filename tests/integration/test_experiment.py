@@ -25,7 +25,8 @@ from raylign.tuning import folders
 from raylign.tuning.experiment import Experiment, Watch
 from raylign.tuning.schedulers import make_scheduler
 
-pytestmark = [pytest.mark.own_process, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.own_process, pytest.mark.timeout(600)]
+PATIENCE = 10  # seconds, of the one that nothing is placed for
 
 
 def config(name: str, **changes: Any) -> RunConfig:
@@ -37,7 +38,7 @@ def config(name: str, **changes: Any) -> RunConfig:
             "data": {"path": "task:corpus"},
             "algorithm": {"name": "sft"},
             "placement": {"policy": {"num_cpus": 1}},
-            "limits": {"placement": 20},
+            "limits": {"placement": 120},
             **changes,
         }
     )
@@ -68,7 +69,8 @@ def work(one: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -> Non
 
 
 def run(folder: Path, names: list[str], **options: Any) -> dict[str, folders.Outcome]:
-    trials = {name: config(name) for name in names}
+    patience = options.pop("patience", 120)
+    trials = {name: config(name, limits={"placement": patience}) for name in names}
     folders.prepare(folder, trials, resume=True)
     arguments = {"max_failures": 1, "stop": Stop(), "watch": Watch(), "work": work} | options
     Experiment(folder, trials, **arguments).run()
@@ -146,7 +148,7 @@ def test_ends_of_trials(tmp_path):
 
         holder = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
         ray.get(holder.ready(), timeout=60)
-        with pytest.raises(PlacementError, match=r"none could be placed within limits\.placement 20 s"):
-            run(tmp_path / "f", ["good"])
+        with pytest.raises(PlacementError, match=r"none could be placed within limits\.placement 10 s"):
+            run(tmp_path / "f", ["good"], patience=PATIENCE)
         ray.util.remove_placement_group(holder)
         await_free()
