@@ -64,8 +64,12 @@ def reached_by_all(chosen: Sequence[Group], target: float | None = None) -> floa
 
 
 def seconds_to(row: Row, score: float) -> float | None:
-    """Device-seconds of learning after which a run first was judged at `score` or more; None if it never was."""
-    return next((p.device_seconds for p in row.curve if p.score is not None and p.score >= score), None)
+    """Device-seconds of learning after which a run first was judged at `score` or more; None if it never was.
+
+    The start does not count: nothing was learned.
+    """
+    judged = (p for p in row.curve if p.step > 0 and p.score is not None and p.score >= score)
+    return next((p.device_seconds for p in judged), None)
 
 
 def higher(one: Group, other: Group) -> Interval:

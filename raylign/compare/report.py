@@ -88,6 +88,8 @@ def _sections(spec: CompareConfig, rows: Sequence[Row], done: list[Row], folder:
             if spec.target_score is not None
             else " The score asked for is the highest that the best setting of every method reached with every seed."
         )
+        if goal <= max(row.score_before for row in learned):
+            told += " Here that is no higher than the start, so the costs say little."
         found.append(
             Section(
                 "Cost to reach a score",

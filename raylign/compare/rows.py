@@ -170,14 +170,14 @@ def read_rows_file(file: Path) -> list[Row]:
 
 
 def _row(tree: dict[str, Any]) -> Row:
-    read = {
+    read: dict[str, Any] = {
         "cost": tree["cost"] and _cost(tree["cost"]),
         "stages": tuple(StageUse(s["name"], s["folder"], _cost(s["cost"])) for s in tree["stages"]),
         "curve": tuple(Point(**point) for point in tree["curve"]),
         "before": tuple(Sample(**sample) for sample in tree["before"]),
         "after": tuple(Sample(**sample) for sample in tree["after"]),
     }
-    numbers = {name: math.nan if tree[name] is None else tree[name] for name in _NUMBERS}
+    numbers: dict[str, Any] = {name: math.nan if tree[name] is None else tree[name] for name in _NUMBERS}
     return Row(**tree | read | numbers)
 
 

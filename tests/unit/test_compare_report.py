@@ -193,6 +193,11 @@ def test_pictures_are_files_too_and_the_markdown_shows_them(written):
     assert "raylign run configs/" not in markdown or "| ppo-beta0.1-seed0 |" in markdown
 
 
+def test_a_report_where_nothing_rose_above_the_start(tmp_path):
+    write_report(SPEC, tmp_path / "spec.yaml", made_rows(dpo=-2.0, ppo=-1.0), tmp_path)
+    assert "Here that is no higher than the start, so the costs say little" in (tmp_path / "report.html").read_text()
+
+
 def test_a_report_of_one_seed_and_a_failed_run_says_so(tmp_path):
     rows = made_rows(seeds=(0,))
     rows.append(replace(rows[0], id="ppo-beta9-seed0", error="it fell over", setting={"beta": 9.0}))
