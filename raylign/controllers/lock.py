@@ -16,7 +16,7 @@ _POLL = 0.2  # seconds between tries
 
 @contextmanager
 def locked(path: Path, *, timeout: float, holds: str, stop: Stop | None = None) -> Iterator[None]:
-    """Hold `<path>.lock` inside; the file stays, the lock is the kernel's.
+    """Hold `.<name>.lock` beside `path` inside; the file stays, the lock is the kernel's.
 
     A process that is killed lets go at once, so who waits does not wait for the dead. The folder must be on a file
     system whose locks reach all its machines (NFS v4, Lustre with flock, one machine's own).
@@ -30,7 +30,7 @@ def locked(path: Path, *, timeout: float, holds: str, stop: Stop | None = None) 
         Interrupted: stopped while it waited.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.with_name(f"{path.name}.lock")
+    file = path.with_name(f".{path.name}.lock")
     with file.open("a") as handle:
         deadline = time.monotonic() + timeout
         while not _try(handle.fileno()):

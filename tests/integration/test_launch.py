@@ -127,7 +127,7 @@ def test_ppo_and_dpo_through_both_ways_of_submitting(cluster, tmp_path):
         check_scores(submit(cluster, algorithm, f"{algorithm}_submit"))
         check_scores(job_submit(cluster, tmp_path / "configs", algorithm, f"{algorithm}_job"))
     # The runs before PPO and DPO were made once, in the folder that the nodes share, for both ways.
-    stages = [path.name.rsplit("-", 1)[0] for path in (cluster.shared / "runs" / "stages").iterdir()]
+    stages = [path.name.rsplit("-", 1)[0] for path in (cluster.shared / "runs" / "stages").iterdir() if path.is_dir()]
     assert sorted(stages) == ["preferences", "sft"]
 
 
