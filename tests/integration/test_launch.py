@@ -61,7 +61,7 @@ def cluster(tmp_path) -> Iterator[Loopback]:
         assert own.running() == []
 
 
-def raylets(own: Loopback, wanted: int, timeout: float = 90) -> list[str]:
+def raylets(own: Loopback, wanted: int, timeout: float = 240) -> list[str]:
     deadline = time.monotonic() + timeout
     while True:
         found = [name for name in own.running() if name == "raylet"]
