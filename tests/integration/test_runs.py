@@ -63,7 +63,7 @@ def test_dpo_places_no_engine_while_it_learns_and_is_judged_by_vllm(workshop):
     assert summary["evaluation"]["after"]["num_scored"] == 16
     kept = [json.loads(line) for line in (folder / "evaluations" / "after_samples.jsonl").open()]
     assert len({row["prompt"] for row in kept}) == len(kept) == 13
-    assert all(row.keys() == {"prompt", "completion", "score", "length", "columns"} for row in kept)
+    assert all(row.keys() == {"prompt", "completion", "score", "length", "kl", "columns"} for row in kept)
     first = metrics(folder)[0]
     assert abs(first["dpo/loss"] - 0.6931) < 0.05, "before the first step the policy is the reference (less dropout)"
     assert _loads(folder / "model")
