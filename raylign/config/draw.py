@@ -15,7 +15,7 @@ from raylign.config.graph import check_graph
 from raylign.config.load import Lines, anchor, nearest, parse_as, parse_config, read_tree
 from raylign.config.metrics import end_metrics, step_metrics
 from raylign.config.run import RunConfig
-from raylign.config.sweep import ASHAConfig, Parameter, SweepConfig
+from raylign.config.sweep import FIFOConfig, Parameter, PBTConfig, SweepConfig
 from raylign.errors import ConfigError
 
 RUN = "run"  # as a key: which of the sweep's run configs a trial is made from
@@ -70,7 +70,8 @@ class Drawing:
             name = f"{number:0{max(3, len(str(len(values) - 1)))}d}"
             try:
                 config = self._config(name, drawn)
-                points.append(Point(name, {key: _get(config, key, value) for key, value in drawn.items()}, config))
+                shown = config.model_dump(mode="json")  # 1e-4 in YAML is a text, in the config a number
+                points.append(Point(name, {key: value_at(shown, key, value) for key, value in drawn.items()}, config))
             except ConfigError as e:
                 problems += [problem for problem in e.problems if problem not in problems]
         if problems:
@@ -84,12 +85,12 @@ class Drawing:
         grids |= {key: list(p.grid) for key, p in self.config.search.items() if p.grid is not None}
         found: list[dict[str, Any]] = []
         for point in product(*grids.values()):
-            for draw in range(self.config.trials):
+            for turn in range(self.config.trials):
                 values = dict(zip(grids, point, strict=True))
                 for key, parameter in self.config.search.items():
                     if parameter.grid is None:
                         # A draw of its own for each key, so that a further key does not change the others.
-                        values[key] = _draw(parameter, Random(f"{self.config.seed} {len(found)} {draw} {key}"))
+                        values[key] = draw(parameter, Random(f"{self.config.seed} {len(found)} {turn} {key}"))
                 found.append(values)
         kept = [self._active(values) for values in found]
         return list({json.dumps(values, default=str): values for values in kept}.values())  # conditions make equal ones
@@ -182,6 +183,7 @@ class Drawing:
                     ("run",), "rollout.elastic: a trial has one placement group and its engines stay; remove it"
                 )
             self._check_metric(config)
+            self._check_mutable(config)
 
     def _check_metric(self, config: RunConfig) -> None:
         metric, steps, end = self.config.metric, step_metrics(config), end_metrics(config)
@@ -194,22 +196,30 @@ class Drawing:
             else:
                 fix = nearest(metric, sorted(steps | end))
             raise self._fault(("metric",), f"no {name} run of this sweep reports {metric!r}; {fix}")
-        if isinstance(self.config.scheduler, ASHAConfig) and metric not in steps:
+        if not isinstance(self.config.scheduler, FIFOConfig) and metric not in steps:
             raise self._fault(
                 ("metric",),
-                f"{metric} is known when a run has ended, and asha decides before; use a metric of a step, such as "
+                f"{metric} is known when a run has ended, and {self.config.scheduler.type} decides before; use a metric of a step, such as "
                 f"{'reward/mean' if 'reward/mean' in steps else f'{config.algorithm.name}/loss'}",
             )
+
+    def _check_mutable(self, config: RunConfig) -> None:
+        if not isinstance(self.config.scheduler, PBTConfig):
+            return
+        tree = config.model_dump(mode="json")
+        if "algorithm.kl.coef" in self.config.scheduler.mutate:
+            controller = value_at(tree, "algorithm.kl.controller")
+            if controller not in (None, "fixed"):
+                raise self._fault(
+                    ("scheduler", "mutate"),
+                    f"algorithm.kl.coef cannot change in the middle of a run whose algorithm.kl.controller is {controller}: "
+                    "it sets the coefficient itself; set fixed",
+                )
 
     def _in_base(self, run: str, key: str) -> Any:
         if key in self.config.overrides:
             return self.config.overrides[key]
-        node: Any = self._bases[run][0]
-        for part in key.split("."):
-            if not isinstance(node, dict) or part not in node:
-                return _MISSING
-            node = node[part]
-        return node
+        return value_at(self._bases[run][0], key, _MISSING)
 
     def _base_file(self, run: str) -> Path:
         return self.file.parent / run
@@ -222,9 +232,10 @@ class Drawing:
         return ConfigError([f"{self._where(place)}: {'.'.join(place)}: {problem}"])
 
 
-def _draw(parameter: Parameter, random: Random) -> Any:
+def draw(parameter: Parameter, random: Random) -> Any:
+    """A value of a key that is not a grid; of a grid, any of it."""
     match parameter.kind:
-        case "choice":
+        case "choice" | "grid":
             return random.choice(parameter.samples)
         case "integer":
             return random.randint(*parameter.samples)
@@ -236,11 +247,23 @@ def _draw(parameter: Parameter, random: Random) -> Any:
     return min(max(float(f"{drawn:.4g}"), low), high)  # what is shown is what is run
 
 
-def _get(config: RunConfig, key: str, default: Any) -> Any:
-    """The value as the run config has it: 1e-4 in YAML is a text, in the config a number."""
-    node: Any = config.model_dump(mode="json")
+def value_at(tree: dict[str, Any], key: str, default: Any = None) -> Any:
+    """What a dotted key has in a tree."""
+    node: Any = tree
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             return default
         node = node[part]
     return node
+
+
+def with_values(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a whole tree with other values at some dotted keys that it has."""
+    made = copy.deepcopy(tree)
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        node = made
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return made

@@ -97,6 +97,19 @@ class Commits:
             shutil.rmtree(old)
         return Commit(final, step, state)
 
+    def take_over(self, donor: Commit, seed: int, kept: dict[str, Any]) -> Commit:
+        """Another run's commit in the place of this one's: weights, moments and the place in the data are the donor's, what
+        is random follows from a seed of its own.
+
+        Args:
+            seed: of the run that takes over; its learners find no random state and begin from it.
+            kept: of the state, what stays this run's.
+        """
+        path = self.begin(donor.step)
+        shutil.copytree(donor.path, path, ignore=shutil.ignore_patterns("random-*", MANIFEST), dirs_exist_ok=True)
+        sampler = donor.state["sampler"] | {"seed": seed}
+        return self.finish(path, donor.step, donor.state | {"sampler": sampler} | kept)
+
 
 def verify(path: Path) -> Commit:
     """Read a commit and check every file against the manifest."""

@@ -33,6 +33,7 @@ class Run:
     totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # summed time/*, tokens/* and held/*
     pool: ActorPool | None = None  # of actors that are kept between runs
     group: PlacementGroup | None = None  # that the run was given, and that all its phases fit in
+    until: int | None = None  # step after which the run is left, committed, though it is not the last
     wall_before: float = 0.0  # seconds that earlier processes spent on the committed steps
     committed: Commit | None = None
     memory: dict[str, dict[str, int]] = field(default_factory=dict)  # peak bytes by role and place (host, gpu)
@@ -54,10 +55,11 @@ class Run:
         self.view.update(step, metrics)
 
     def commit_if_due(self, step: int, last: int, write: Callable[[Path], dict[str, Any]]) -> None:
-        """Commit after step `step` if it is time, the last one, or a stop was requested; then obey the stop."""
-        if step % self.config.checkpoint.every_steps == 0 or step == last or self.stop.requested:
+        """Commit after step `step` if it is time, the last one, or the run is to be left; then leave it."""
+        leave = self.stop.requested or step == self.until
+        if step % self.config.checkpoint.every_steps == 0 or step == last or leave:
             self.commit(step, write)
-        if self.stop.requested and step < last:
+        if leave and step < last:
             raise Interrupted(f"stopped after step {step} of {last}; committed; go on with --resume")
 
     def commit(self, step: int, write: Callable[[Path], dict[str, Any]]) -> None:

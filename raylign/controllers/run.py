@@ -60,6 +60,7 @@ def run(
     folder: Path | None = None,
     group: PlacementGroup | None = None,
     sinks: Sequence[Sink] = (),
+    until: int | None = None,
 ) -> RunResult:
     """Execute a run and the runs it needs.
 
@@ -71,18 +72,19 @@ def run(
         folder: the run directory, instead of a new one; what is there is gone on with. One process at a time.
         group: a placement group with the bundles of `phases.bundles_of`, in which all actors then live.
         sinks: are told the metrics of the run too (not those of the runs it needs).
+        until: leave the run after this step as a signal would, unless it is the last.
     Returns:
         The run directory (`<output_dir>/<name>`, numbered if that is taken) and its summary.
     Raises:
         UserError: the input must be mended; nothing was started or left behind.
-        Interrupted: stopped by a signal, committed.
+        Interrupted: stopped by a signal or at `until`, committed.
         FailureBudgetError, DeadlineError, NonFiniteError: the run ended; its last commit is whole.
     """
     stop = Stop()
     with ExitStack() as session, stop_on_signal(stop):
         stage = plan(config)
         check_stages(stage)
-        runner = _Runner(session, stop, quiet, pool, group, sinks)
+        runner = _Runner(session, stop, quiet, pool, group, sinks, until)
         if folder is None:
             return runner.execute(stage, resume)
         with locked(folder, timeout=_FOLDER_SECONDS, holds="works on this run", stop=stop):
@@ -113,9 +115,10 @@ class _Runner:
         pool: ActorPool | None = None,
         group: PlacementGroup | None = None,
         sinks: Sequence[Sink] = (),
+        until: int | None = None,
     ) -> None:
         self.session, self.stop, self.quiet, self.pool = session, stop, quiet, pool
-        self.group, self.sinks = group, sinks
+        self.group, self.sinks, self.until = group, sinks, until
         self.has_ray = False
 
     def execute(self, stage: Stage, resume: bool) -> RunResult:
@@ -128,7 +131,7 @@ class _Runner:
         if (folder / SUMMARY).exists():
             _check_same(stage, folder)
             return RunResult(folder, json.loads((folder / SUMMARY).read_text()))
-        return self._run(stage, folder, self.sinks)
+        return self._run(stage, folder, self.sinks, self.until)
 
     def needs(self, stage: Stage) -> RunConfig:
         """The stage's config with real paths, which are there now."""
@@ -142,7 +145,7 @@ class _Runner:
                     self._run(stage, stage.folder)
         return stage.folder
 
-    def _run(self, stage: Stage, folder: Path, sinks: Sequence[Sink] = ()) -> RunResult:
+    def _run(self, stage: Stage, folder: Path, sinks: Sequence[Sink] = (), until: int | None = None) -> RunResult:
         resumed = folder.exists()
         if resumed:
             _check_same(stage, folder)
@@ -155,7 +158,7 @@ class _Runner:
         failures = 0
         while True:
             try:
-                return self._attempt(config, folder, commits, rows, held_out, sinks)
+                return self._attempt(config, folder, commits, rows, held_out, sinks, until)
             except ActorLost as lost:
                 failures += 1
                 if failures > config.limits.max_failures:
@@ -172,6 +175,7 @@ class _Runner:
         rows: Dataset,
         held_out: Dataset | None,
         sinks: Sequence[Sink],
+        until: int | None,
     ) -> RunResult:
         """From the last commit (or the start) to the end."""
         commit = commits.latest()
@@ -192,6 +196,7 @@ class _Runner:
                     tracker,
                     pool=self.pool,
                     group=self.group,
+                    until=until,
                     wall_before=state.get("wall_seconds", 0.0),
                 )
                 current.totals.update(state.get("totals", {}))

@@ -75,9 +75,12 @@ def load_random(folder: Path, rank: int, shuffle: torch.Generator, device: torch
 
     A rank that the saved world did not have takes the first one's order of samples, which all ranks share, and draws
     the rest from that state and its own number: a resume with more ranks is repeatable, and no two of them are alike.
+    Without any, as in a commit that was taken over from another run, the seed it began with holds.
     """
-    file = folder / f"random-{rank}.safetensors"
-    random = load_file(file if file.is_file() else folder / "random-0.safetensors")
+    file, first = folder / f"random-{rank}.safetensors", folder / "random-0.safetensors"
+    if not first.is_file():
+        return
+    random = load_file(file if file.is_file() else first)
     shuffle.set_state(random["shuffle"])
     if file.is_file():
         torch.set_rng_state(random["torch"])

@@ -62,6 +62,11 @@ class Board(Watch):
             self._shown = now
             self._live.update(self._table(), refresh=True)
 
+    def note(self, text: str) -> None:
+        """A line that stays, on a terminal too."""
+        if not self._quiet:
+            self._console.print(text, soft_wrap=True, highlight=False)
+
     def _line(self, text: str) -> None:
         if not self._quiet and not self._live:
             self._console.print(text, soft_wrap=True, highlight=False)

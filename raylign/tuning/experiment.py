@@ -58,6 +58,8 @@ class Experiment:
         max_failures: tries of a trial after the first.
         seconds: end what runs after so long.
         work: what a trial does.
+        ends: whether a trial that is done with its work without a summary was ended by the scheduler for good; else it
+            is to go on in another experiment.
     """
 
     def __init__(
@@ -71,9 +73,10 @@ class Experiment:
         scheduler: TrialScheduler | None = None,
         seconds: float | None = None,
         work: Work = whole_run,
+        ends: bool = True,
     ) -> None:
         self._folder, self._trials, self._watch, self._scheduler = folder, trials, watch, scheduler
-        self._max_failures, self._work = max_failures, work
+        self._max_failures, self._work, self._ends = max_failures, work, ends
         patience = max(config.limits.placement for config in trials.values())
         self._keeper = _Keeper(stop, seconds, patience)
 
@@ -106,7 +109,7 @@ class Experiment:
                     storage_path=str(folders.tune_folder(self._folder)),
                     stop=self._keeper,
                     failure_config=tune.FailureConfig(max_failures=self._max_failures),
-                    callbacks=[_Told(self._folder, self._watch, self._keeper), _Silent()],
+                    callbacks=[_Told(self._folder, self._watch, self._keeper, self._ends), _Silent()],
                     verbose=0,
                 ),
             ).fit()
@@ -154,8 +157,8 @@ class _Silent(TrialProgressCallback):
 class _Told(tune.Callback):
     """Tune's events, by our names; and the record of what the scheduler ended."""
 
-    def __init__(self, folder: Path, watch: Watch, keeper: _Keeper) -> None:
-        self._folder, self._watch, self._keeper = folder, watch, keeper
+    def __init__(self, folder: Path, watch: Watch, keeper: _Keeper, ends: bool) -> None:
+        self._folder, self._watch, self._keeper, self._ends = folder, watch, keeper, ends
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune puts a copy of its settings on disk, which nobody reads
@@ -177,7 +180,7 @@ class _Told(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         name = _name(trial)
         found = folders.outcome(self._folder, name)
-        if not found.ended and not found.error and not self._keeper.ending:
+        if self._ends and not found.ended and not found.error and not self._keeper.ending:
             step = (trial.last_result or {}).get(STEP)
             record = {"reason": f"stopped early by the scheduler at step {step}", STEP: step}
             folders.write(found.folder / folders.STOPPED, json.dumps(record))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,11 @@ def outcome(folder: Path, name: str) -> Outcome:
     )
 
 
-def prepare(folder: Path, trials: Mapping[str, RunConfig], resume: bool) -> None:
+def prepare(folder: Path, trials: Mapping[str, RunConfig], resume: bool, changed: Collection[str] = ()) -> None:
     """Write the config of every trial into its folder, or see that it is the one that is there.
 
+    Args:
+        changed: trials whose config became another one on the way, and is not compared.
     Raises:
         UserError: there are trials and none was to be resumed, or one has another config.
     """
@@ -81,7 +83,7 @@ def prepare(folder: Path, trials: Mapping[str, RunConfig], resume: bool) -> None
         file = trial_folder(folder, name) / CONFIG
         if not file.exists():
             write(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        for difference in differences(load_config(file), config):
+        for difference in differences(load_config(file), config) if name not in changed else ():
             raise UserError(
                 f"trial {name}: {difference} differs from the trial in {file.parent}; resume the sweep with the same "
                 "configs, or begin a new one"

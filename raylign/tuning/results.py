@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from raylign.config.draw import Point, Sweep
-from raylign.config.sweep import is_better
-from raylign.tracking import read_metrics
+from raylign.config.draw import Point, Sweep, value_at
+from raylign.config.sweep import PBTConfig, is_better
+from raylign.tracking import last_value, read_metrics
 from raylign.tuning import folders
 
 PARQUET, BEST = "results.parquet", "best.yaml"
@@ -39,7 +39,8 @@ class Row:
 
 def rows_of(sweep: Sweep, folder: Path) -> list[Row]:
     """From disk, in the order of the trials."""
-    return [_row(point, sweep.config.metric, folder) for point in sweep.points]
+    rows = [_row(point, sweep.config.metric, folder) for point in sweep.points]
+    return [_at_the_end(row) for row in rows] if isinstance(sweep.config.scheduler, PBTConfig) else rows
 
 
 def best_of(rows: list[Row], mode: str) -> Row | None:
@@ -76,6 +77,8 @@ def write_results(sweep: Sweep, rows: list[Row], folder: Path) -> list[Path]:
         f"# The best of {len(rows)} trials of the sweep {sweep.config.name}: trial {best.id}, {sweep.config.metric} "
         f"{best.metric:.6g} ({sweep.config.mode}).\n# Run it with: raylign run {BEST}\n"
     )
+    if isinstance(sweep.config.scheduler, PBTConfig):
+        head += "# These are the values at its end; those on the way, and whose state it went on from, are in population.json.\n"
     tree["name"] = f"{sweep.config.name}-best"
     folders.write(folder / BEST, head + yaml.safe_dump(tree, sort_keys=False))
     return [folder / PARQUET, folder / BEST]
@@ -128,14 +131,17 @@ def _row(point: Point, metric: str, folder: Path) -> Row:
     steps = read_metrics(file) if file.exists() else []
     summary = found.summary or {}
     ends = {name: summary.get(name) for name in ENDS}
-    if metric in ENDS:
-        value = ends[metric]
-    else:
-        value = next((row[metric] for row in reversed(steps) if row.get(metric) is not None), None)
+    value = ends[metric] if metric in ENDS else last_value(file, metric)
     if value is not None and math.isnan(value):
         value = None
     step = int(steps[-1]["step"]) if steps else None
     return Row(point.id, point.values, found.status, value, step, ends, found.folder, found.error)
+
+
+def _at_the_end(row: Row) -> Row:
+    """With the values that the trial has come to have."""
+    tree = yaml.safe_load((row.folder / folders.CONFIG).read_text())
+    return replace(row, values={key: value_at(tree, key, value) for key, value in row.values.items()})
 
 
 def _rank(row: Row, mode: str) -> tuple[bool, bool, float]:

@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from raylign.config import OnlineConfig, RunConfig
-from raylign.config.sweep import ASHAConfig, PBTConfig, SweepConfig
+from raylign.config.sweep import ASHAConfig, SweepConfig
 from raylign.errors import UserError
 from raylign.tracking import read_metrics
 from raylign.tuning import folders
@@ -29,11 +29,6 @@ class _Ended:
 
 def check_supported(config: SweepConfig) -> None:
     """Raise UserError for what a sweep may ask for one day."""
-    if isinstance(config.scheduler, PBTConfig):
-        raise UserError(
-            "scheduler.type: pbt: this raylign checks it and does not run it yet; use asha, which ends the trials that "
-            "are behind"
-        )
     if config.searcher == "optuna":
         raise UserError(
             "searcher: optuna: this raylign draws all trials before the first begins, and optuna draws from those that "

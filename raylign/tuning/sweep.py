@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from rich.markup import escape
 
 from raylign.actors.session import ray_session
 from raylign.actors.waiting import Stop
+from raylign.config import RunConfig
 from raylign.config.draw import Sweep
+from raylign.config.sweep import PBTConfig, SweepConfig
 from raylign.controllers.outputs import output_base
 from raylign.controllers.run import make_stages
 from raylign.controllers.run_folders import fresh_folder, newest_folder
@@ -21,10 +25,11 @@ from raylign.tuning import folders
 from raylign.tuning.board import Board
 from raylign.tuning.experiment import Experiment
 from raylign.tuning.plots import draw
+from raylign.tuning.population import Population, taken
 from raylign.tuning.results import Row, best_of, results_table, rows_of, write_results
 from raylign.tuning.schedulers import check_supported, make_scheduler
 from raylign.tuning.size import check_sizes
-from raylign.tuning.trainable import Work, whole_run
+from raylign.tuning.trainable import PartOfRun, Work, whole_run
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,9 @@ def sweep(loaded: Sweep, *, resume: bool = False, quiet: bool = False, work: Wor
     base = output_base(loaded.points[0].config.output_dir) / config.name
     folder = (newest_folder(base) if resume else None) or fresh_folder(base)
     points = {point.id: folders.anchored(point.config) for point in loaded.points}
-    folders.prepare(folder, points, resume=True)
+    changed = {move.trial for moves in taken(folder).values() for move in moves}
+    folders.prepare(folder, points, resume=True, changed=changed)
     folders.write(folder / "sweep.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    scheduler = make_scheduler(config, folder, points)
     left = {name: one for name, one in points.items() if not folders.outcome(folder, name).ended}
     stop = Stop()
     if left:
@@ -65,20 +70,51 @@ def sweep(loaded: Sweep, *, resume: bool = False, quiet: bool = False, work: Wor
             check_sizes(left)
             make_stages(left.values(), quiet=quiet)
             with Board(loaded, len(points) - len(left), quiet=quiet) as board:
-                Experiment(
-                    folder,
-                    left,
-                    max_failures=config.max_failures,
-                    stop=stop,
-                    watch=board,
-                    scheduler=scheduler,
-                    seconds=config.budget.seconds,
-                    work=work,
-                ).run()
+                _execute(config, folder, points, left, stop, board, work)
     result = gather(loaded, folder)
     if stop.requested:
         raise Interrupted(f"stopped; what is finished is in {folder}: go on with --resume")
     return result
+
+
+def _execute(
+    config: SweepConfig,
+    folder: Path,
+    points: Mapping[str, RunConfig],
+    left: Mapping[str, RunConfig],
+    stop: Stop,
+    board: Board,
+    work: Work,
+) -> None:
+    """What is left, in one experiment; a population in one for each generation."""
+    start, seconds = time.monotonic(), config.budget.seconds
+    if not isinstance(config.scheduler, PBTConfig):
+        Experiment(
+            folder,
+            left,
+            max_failures=config.max_failures,
+            stop=stop,
+            watch=board,
+            scheduler=make_scheduler(config, folder, points),
+            seconds=seconds,
+            work=work,
+        ).run()
+        return
+
+    def generation(trials: Mapping[str, RunConfig], until: int) -> None:
+        rest = None if seconds is None else max(0.0, seconds - (time.monotonic() - start))
+        Experiment(
+            folder,
+            trials,
+            max_failures=config.max_failures,
+            stop=stop,
+            watch=board,
+            seconds=rest,
+            work=PartOfRun(until),
+            ends=False,
+        ).run()
+
+    Population(folder, config, points).train(generation, board.note)
 
 
 def gather(loaded: Sweep, folder: Path) -> SweepResult:

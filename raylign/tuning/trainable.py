@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ray import tune
 from ray.util.placement_group import PlacementGroup
 
 from raylign.config import RunConfig, load_config
-from raylign.errors import NonFiniteError, UserError
+from raylign.errors import Interrupted, NonFiniteError, UserError
 from raylign.tracking import Sink
 from raylign.tuning import folders
 
@@ -35,6 +36,19 @@ def whole_run(config: RunConfig, folder: Path, group: PlacementGroup, sink: Sink
     from raylign.controllers.run import run
 
     run(config, quiet=True, folder=folder, group=group, sinks=[sink])
+
+
+@dataclass(frozen=True)
+class PartOfRun:
+    """A run, to the end of a generation."""
+
+    until: int  # the last step
+
+    def __call__(self, config: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -> None:
+        from raylign.controllers.run import run
+
+        with suppress(Interrupted):  # at the last step of the generation: its process gets no signals
+            run(config, quiet=True, folder=folder, group=group, sinks=[sink], until=self.until)
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,8 @@ def test_state_survives_a_restart():
 
     fixed = FixedKL(0.05)
     fixed.update(9.0, 300)
-    assert fixed.state() == {"coef": 0.05}
-    other = FixedKL(1.0)
-    other.restore(fixed.state())
-    assert other == fixed
+    fixed.restore(FixedKL(1.0).state())
+    assert fixed.coef == 0.05, "a run that took over another's state keeps the coefficient of its own config"
 
 
 @pytest.mark.parametrize(("module", "brought"), [("torch", False), ("dataclasses", True)])
