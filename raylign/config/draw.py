@@ -37,6 +37,12 @@ class Sweep:
 
     config: SweepConfig
     points: list[Point]
+    """All trials; with a searcher that learns, the draws that were checked, and then the trials that it asked for."""
+    drawing: Drawing
+
+    @property
+    def num_trials(self) -> int:
+        return self.config.trials if self.config.searcher == "optuna" else len(self.points)
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -69,26 +75,41 @@ class Drawing:
         for number, drawn in enumerate(values):
             name = f"{number:0{max(3, len(str(len(values) - 1)))}d}"
             try:
-                config = self._config(name, drawn)
-                shown = config.model_dump(mode="json")  # 1e-4 in YAML is a text, in the config a number
-                points.append(Point(name, {key: value_at(shown, key, value) for key, value in drawn.items()}, config))
+                points.append(self.point(name, drawn))
             except ConfigError as e:
                 problems += [problem for problem in e.problems if problem not in problems]
         if problems:
             raise ConfigError(problems)
         self._check_points(points)
-        return Sweep(self.config, points)
+        return Sweep(self.config, points, self)
+
+    def point(self, name: str, values: dict[str, Any]) -> Point:
+        """The trial that has these values.
+
+        Raises:
+            ConfigError: they make no run config.
+        """
+        config = self._config(name, values)
+        shown = config.model_dump(mode="json")  # 1e-4 in YAML is a text, in the config a number
+        return Point(name, {key: value_at(shown, key, value) for key, value in values.items()}, config)
+
+    def about(self, key: str) -> set[str]:
+        """The keys that the condition of a searched key is about."""
+        return set(self.config.search[key].when) if key in self.config.search else set()
 
     def _values(self) -> list[dict[str, Any]]:
-        """What is searched in each trial, by key: every point of the grid, with `trials` draws each."""
-        grids = {RUN: list(self.config.runs)} if len(self.config.runs) > 1 else {}
-        grids |= {key: list(p.grid) for key, p in self.config.search.items() if p.grid is not None}
+        """What is searched in each trial, by key: every point of the grid, with `trials` draws each. For a searcher that
+        learns a grid is a choice, and these are examples."""
+        several = {RUN: Parameter(grid=self.config.runs)} if len(self.config.runs) > 1 else {}
+        space = several | self.config.search
+        learns = self.config.searcher == "optuna"
+        grids = {} if learns else {key: list(p.grid) for key, p in space.items() if p.grid is not None}
         found: list[dict[str, Any]] = []
         for point in product(*grids.values()):
             for turn in range(self.config.trials):
                 values = dict(zip(grids, point, strict=True))
-                for key, parameter in self.config.search.items():
-                    if parameter.grid is None:
+                for key, parameter in space.items():
+                    if key not in grids:
                         # A draw of its own for each key, so that a further key does not change the others.
                         values[key] = draw(parameter, Random(f"{self.config.seed} {len(found)} {turn} {key}"))
                 found.append(values)
@@ -98,13 +119,14 @@ class Drawing:
     def _active(self, values: dict[str, Any]) -> dict[str, Any]:
         """Without the keys whose condition does not hold."""
         active = dict(values)
-        while off := [key for key in active if key in self.config.search and not self._holds(key, active)]:
+        while off := [key for key in active if key in self.config.search and not self.holds(key, active)]:
             for key in off:
                 del active[key]
         order = [RUN, *self.config.search]
         return {key: active[key] for key in order if key in active}
 
-    def _holds(self, key: str, values: dict[str, Any]) -> bool:
+    def holds(self, key: str, values: dict[str, Any]) -> bool:
+        """Whether the condition of a searched key does, where these are the values so far."""
         run = values.get(RUN, self.config.runs[0])
         for other, wanted in self.config.search[key].when.items():
             if other in self.config.search or other == RUN:

@@ -112,7 +112,8 @@ class SweepConfig(Config):
     """Which of two values is better."""
     scheduler: SchedulerConfig = FIFOConfig()
     searcher: Literal["random", "optuna"] = "random"
-    """random draws all trials before the first begins."""
+    """random draws all trials before the first begins. optuna draws each from what the ended ones came to (TPE); `trials`
+    is their number then, and a grid is a choice."""
     budget: BudgetConfig = BudgetConfig()
     max_failures: int = Field(default=1, ge=0)
     """Deaths of a trial that are followed by another try, from its last commit."""
@@ -135,7 +136,9 @@ class SweepConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.trials > 1 and not self.is_drawn:
+        if self.searcher == "optuna" and isinstance(self.scheduler, PBTConfig):
+            raise ValueError("searcher: optuna: pbt changes the values on the way, by itself; use random")
+        if self.trials > 1 and not self.is_drawn and self.searcher == "random":
             raise ValueError(
                 f"trials: {self.trials} of a grid alone would be the same run {self.trials} times; leave it out, or "
                 "search over the seed: {grid: [0, 1, 2]}"

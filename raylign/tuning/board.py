@@ -74,7 +74,7 @@ class Board(Watch):
     def _count(self) -> str:
         counts = Counter(self._status.values())
         counts["finished"] += self._done
-        waiting = len(self._sweep.points) - sum(counts.values())
+        waiting = self._sweep.num_trials - sum(counts.values())
         told = [f"{n} {'running' if status == 'runs' else status}" for status, n in sorted(counts.items()) if n]
         return ", ".join([*told, *([f"{waiting} waiting"] if waiting else [])])
 

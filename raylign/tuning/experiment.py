@@ -21,6 +21,7 @@ from raylign.config import RunConfig
 from raylign.controllers.phases import bundles_of
 from raylign.errors import PlacementError
 from raylign.tuning import folders
+from raylign.tuning.searching import Asked
 from raylign.tuning.trainable import STEP, Trainable, Work, whole_run
 
 _ENVIRONMENT = {
@@ -55,6 +56,7 @@ class Experiment:
         folder: of the sweep; every trial's config is there (see `folders`).
         trials: by id, in the order in which they begin.
         scheduler: may end a trial early; none if not given.
+        searcher: makes the trials instead, as there is room for them.
         max_failures: tries of a trial after the first.
         seconds: end what runs after so long.
         work: what a trial does.
@@ -71,13 +73,16 @@ class Experiment:
         stop: Stop,
         watch: Watch,
         scheduler: TrialScheduler | None = None,
+        searcher: Asked | None = None,
         seconds: float | None = None,
         work: Work = whole_run,
         ends: bool = True,
     ) -> None:
-        self._folder, self._trials, self._watch, self._scheduler = folder, trials, watch, scheduler
+        self._folder, self._trials, self._watch = folder, trials, watch
+        self._scheduler, self._searcher = scheduler, searcher
         self._max_failures, self._work, self._ends = max_failures, work, ends
-        patience = max(config.limits.placement for config in trials.values())
+        limits = [config.limits for config in (trials.values() if searcher is None else searcher.examples)]
+        patience = max(limit.placement for limit in limits)
         self._keeper = _Keeper(stop, seconds, patience)
 
     def run(self) -> None:
@@ -86,10 +91,6 @@ class Experiment:
         Raises:
             PlacementError: for limits.placement seconds nothing ran and nothing could be placed.
         """
-        groups = {
-            name: tune.PlacementGroupFactory([{}, *bundles_of(config)], strategy=config.placement.strategy)
-            for name, config in self._trials.items()
-        }
         trainable = Trainable(self._folder, self._work)
 
         def trial(config: dict[str, Any]) -> None:  # Tune wants a function
@@ -97,9 +98,11 @@ class Experiment:
 
         with _quiet_tune():
             tune.Tuner(
-                tune.with_resources(trial, lambda config: groups[config["trial"]]),
-                param_space={"trial": tune.grid_search(list(self._trials))},
+                tune.with_resources(trial, lambda config: self._group(config["trial"])),
+                param_space=None if self._searcher else {"trial": tune.grid_search(list(self._trials))},
                 tune_config=tune.TuneConfig(
+                    search_alg=self._searcher,
+                    num_samples=self._searcher.num_left if self._searcher else 1,
                     scheduler=self._scheduler,
                     trial_name_creator=_name,
                     trial_dirname_creator=_name,
@@ -114,6 +117,11 @@ class Experiment:
                 ),
             ).fit()
         self._keeper.check()
+
+    def _group(self, name: str) -> tune.PlacementGroupFactory:
+        """The places of all actors of a trial, and an empty one for its driver."""
+        config = self._trials.get(name) or folders.config_of(self._folder, name)
+        return tune.PlacementGroupFactory([{}, *bundles_of(config)], strategy=config.placement.strategy)
 
 
 class _Keeper(tune.Stopper):

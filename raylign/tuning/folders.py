@@ -56,6 +56,11 @@ def anchored(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"output_dir": str(output_base(config.output_dir))})
 
 
+def config_of(folder: Path, name: str) -> RunConfig:
+    """What a trial is at present."""
+    return load_config(trial_folder(folder, name) / CONFIG)
+
+
 def trial_folder(folder: Path, name: str) -> Path:
     return folder / "trials" / name
 

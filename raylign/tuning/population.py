@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from raylign.config import RunConfig, load_config, parse_config
+from raylign.config import RunConfig, parse_config
 from raylign.config.draw import draw, value_at, with_values
 from raylign.config.sweep import Parameter, PBTConfig, SweepConfig
 from raylign.controllers.commits import Commits
@@ -70,7 +70,7 @@ class Population:
         until = 0
         while live := [name for name in self._live() if name not in self._failed]:
             until += self.scheduler.every_steps
-            left = {name: self._config(name) for name in live if self._step(name) < until}
+            left = {name: folders.config_of(self.folder, name) for name in live if self._step(name) < until}
             if left:
                 execute(left, until)
                 self._failed |= {name for name in left if folders.outcome(self.folder, name).error}
@@ -84,7 +84,7 @@ class Population:
         record = taken(self.folder)
         if step not in record:
             scores = {name: last_value(self._trial(name) / "metrics.jsonl", self.config.metric) for name in there}
-            configs = {name: self._config(name) for name in there}
+            configs = {name: folders.config_of(self.folder, name) for name in there}
             record[step] = decide(self.config, step, scores, configs)
             written = {str(at): [asdict(one) for one in moves] for at, moves in record.items()}
             folders.write(self._file, json.dumps(written, indent=1))
@@ -96,7 +96,7 @@ class Population:
     def _carry_out(self, move: TakeOver, step: int) -> bool:
         """The loser's config and commit become the donor's, less what is its own; False if that was done before."""
         place = self._trial(move.trial)
-        commits = Commits(place / "commits", self._config(move.trial).checkpoint.keep)
+        commits = Commits(place / "commits", folders.config_of(self.folder, move.trial).checkpoint.keep)
         own, mark = commits.latest(), {"donor": move.donor, "step": step}
         if own and (own.step > step or own.state.get("taken_over") == mark):
             return False
@@ -105,8 +105,8 @@ class Population:
         assert donor.step == step
         config = parse_config(
             with_values(
-                self._config(move.donor).model_dump(mode="json"),
-                move.values | {"seed": move.seed, "name": self._config(move.trial).name},
+                folders.config_of(self.folder, move.donor).model_dump(mode="json"),
+                move.values | {"seed": move.seed, "name": folders.config_of(self.folder, move.trial).name},
             ),
             str(self._file),
         )
@@ -123,9 +123,6 @@ class Population:
         """The step of its newest commit."""
         steps = [int(path.name.removeprefix("step_")) for path in (self._trial(name) / "commits").glob("step_*")]
         return max(steps, default=0)
-
-    def _config(self, name: str) -> RunConfig:
-        return load_config(self._trial(name) / folders.CONFIG)
 
     def _trial(self, name: str) -> Path:
         return folders.trial_folder(self.folder, name)

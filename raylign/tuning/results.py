@@ -54,6 +54,14 @@ def best_of(rows: list[Row], mode: str) -> Row | None:
     return best
 
 
+def metric_of(folder: Path, name: str, metric: str) -> float | None:
+    """What a trial is compared by; None if it has none, or one that is not a number."""
+    found = folders.outcome(folder, name)
+    file = found.folder / "metrics.jsonl"
+    value = (found.summary or {}).get(metric) if metric in ENDS else last_value(file, metric)
+    return None if value is None or math.isnan(value) else value
+
+
 def write_results(sweep: Sweep, rows: list[Row], folder: Path) -> list[Path]:
     """`results.parquet` and, if a trial finished, `best.yaml`, which `raylign run` takes. Returns what was written."""
     columns: dict[str, Any] = {"trial": [row.id for row in rows], "status": [row.status for row in rows]}
@@ -131,9 +139,7 @@ def _row(point: Point, metric: str, folder: Path) -> Row:
     steps = read_metrics(file) if file.exists() else []
     summary = found.summary or {}
     ends = {name: summary.get(name) for name in ENDS}
-    value = ends[metric] if metric in ENDS else last_value(file, metric)
-    if value is not None and math.isnan(value):
-        value = None
+    value = metric_of(folder, point.id, metric)
     step = int(steps[-1]["step"]) if steps else None
     return Row(point.id, point.values, found.status, value, step, ends, found.folder, found.error)
 

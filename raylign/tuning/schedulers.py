@@ -12,7 +12,6 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from raylign.config import OnlineConfig, RunConfig
 from raylign.config.sweep import ASHAConfig, SweepConfig
-from raylign.errors import UserError
 from raylign.tracking import read_metrics
 from raylign.tuning import folders
 from raylign.tuning.trainable import STEP
@@ -25,15 +24,6 @@ class _Ended:
     """A trial of an earlier process, for Tune."""
 
     trial_id: str
-
-
-def check_supported(config: SweepConfig) -> None:
-    """Raise UserError for what a sweep may ask for one day."""
-    if config.searcher == "optuna":
-        raise UserError(
-            "searcher: optuna: this raylign draws all trials before the first begins, and optuna draws from those that "
-            "ended; use random"
-        )
 
 
 def make_scheduler(config: SweepConfig, folder: Path, trials: Mapping[str, RunConfig]) -> TrialScheduler | None:

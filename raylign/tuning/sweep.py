@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -15,7 +16,7 @@ from raylign.actors.session import ray_session
 from raylign.actors.waiting import Stop
 from raylign.config import RunConfig
 from raylign.config.draw import Sweep
-from raylign.config.sweep import PBTConfig, SweepConfig
+from raylign.config.sweep import PBTConfig
 from raylign.controllers.outputs import output_base
 from raylign.controllers.run import make_stages
 from raylign.controllers.run_folders import fresh_folder, newest_folder
@@ -27,7 +28,8 @@ from raylign.tuning.experiment import Experiment
 from raylign.tuning.plots import draw
 from raylign.tuning.population import Population, taken
 from raylign.tuning.results import Row, best_of, results_table, rows_of, write_results
-from raylign.tuning.schedulers import check_supported, make_scheduler
+from raylign.tuning.schedulers import make_scheduler
+from raylign.tuning.searching import Asked, asked_before
 from raylign.tuning.size import check_sizes
 from raylign.tuning.trainable import PartOfRun, Work, whole_run
 
@@ -56,65 +58,53 @@ def sweep(loaded: Sweep, *, resume: bool = False, quiet: bool = False, work: Wor
         Interrupted: stopped by a signal; the results so far are written.
     """
     config = loaded.config
-    check_supported(config)
     base = output_base(loaded.points[0].config.output_dir) / config.name
     folder = (newest_folder(base) if resume else None) or fresh_folder(base)
-    points = {point.id: folders.anchored(point.config) for point in loaded.points}
+    examples = _configs(loaded)
+    searcher = None
+    if config.searcher == "optuna":
+        loaded = replace(loaded, points=asked_before(loaded.drawing, folder))
+        searcher = Asked(loaded, folder, list(examples.values()))
+    trials = _configs(loaded)
     changed = {move.trial for moves in taken(folder).values() for move in moves}
-    folders.prepare(folder, points, resume=True, changed=changed)
+    folders.prepare(folder, trials, resume=True, changed=changed)
     folders.write(folder / "sweep.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    left = {name: one for name, one in points.items() if not folders.outcome(folder, name).ended}
+    left = {name: one for name, one in trials.items() if not folders.outcome(folder, name).ended}
+    num_left = searcher.num_left if searcher else len(left)
     stop = Stop()
-    if left:
+    if num_left:
         with stop_on_signal(stop), ray_session():
-            check_sizes(left)
-            make_stages(left.values(), quiet=quiet)
-            with Board(loaded, len(points) - len(left), quiet=quiet) as board:
-                _execute(config, folder, points, left, stop, board, work)
+            needed = examples if searcher else left
+            check_sizes(needed)
+            make_stages(needed.values(), quiet=quiet)
+            with Board(loaded, loaded.num_trials - num_left, quiet=quiet) as board:
+                begin = partial(Experiment, folder, max_failures=config.max_failures, stop=stop, watch=board, work=work)
+                if isinstance(config.scheduler, PBTConfig):
+                    _by_generations(begin, Population(folder, config, trials), config.budget.seconds, board)
+                else:
+                    scheduler = make_scheduler(config, folder, examples | trials)
+                    begin(left, scheduler=scheduler, searcher=searcher, seconds=config.budget.seconds).run()
     result = gather(loaded, folder)
     if stop.requested:
         raise Interrupted(f"stopped; what is finished is in {folder}: go on with --resume")
     return result
 
 
-def _execute(
-    config: SweepConfig,
-    folder: Path,
-    points: Mapping[str, RunConfig],
-    left: Mapping[str, RunConfig],
-    stop: Stop,
-    board: Board,
-    work: Work,
+def _by_generations(
+    begin: Callable[..., Experiment], population: Population, seconds: float | None, board: Board
 ) -> None:
-    """What is left, in one experiment; a population in one for each generation."""
-    start, seconds = time.monotonic(), config.budget.seconds
-    if not isinstance(config.scheduler, PBTConfig):
-        Experiment(
-            folder,
-            left,
-            max_failures=config.max_failures,
-            stop=stop,
-            watch=board,
-            scheduler=make_scheduler(config, folder, points),
-            seconds=seconds,
-            work=work,
-        ).run()
-        return
+    """One experiment for each generation."""
+    start = time.monotonic()
 
     def generation(trials: Mapping[str, RunConfig], until: int) -> None:
         rest = None if seconds is None else max(0.0, seconds - (time.monotonic() - start))
-        Experiment(
-            folder,
-            trials,
-            max_failures=config.max_failures,
-            stop=stop,
-            watch=board,
-            seconds=rest,
-            work=PartOfRun(until),
-            ends=False,
-        ).run()
+        begin(trials, seconds=rest, work=PartOfRun(until), ends=False).run()
 
-    Population(folder, config, points).train(generation, board.note)
+    population.train(generation, board.note)
+
+
+def _configs(loaded: Sweep) -> dict[str, RunConfig]:
+    return {point.id: folders.anchored(point.config) for point in loaded.points}
 
 
 def gather(loaded: Sweep, folder: Path) -> SweepResult:

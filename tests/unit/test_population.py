@@ -36,6 +36,10 @@ def sweep_config(**changes: Any) -> SweepConfig:
     return SweepConfig.model_validate(tree | changes)
 
 
+def rate_of(config: RunConfig) -> float:
+    return config.algorithm.optimizer.learning_rate  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def run_config(name: str, rate: float) -> RunConfig:
     return parse_config(
         {
@@ -70,7 +74,7 @@ class Learns:
             weight = load_file(Path(last.role("policy")) / "model.safetensors")["w"] if last else np.zeros(1)
             with (place / "metrics.jsonl").open("a") as log:
                 for step in range(last.step if last else 0, until):
-                    weight = weight + 100 * config.algorithm.optimizer.learning_rate * (1 - weight)
+                    weight = weight + 100 * rate_of(config) * (1 - weight)
                     log.write(json.dumps({"step": step + 1, "sft/loss": float(abs(1 - weight[0]))}) + "\n")
             path = commits.begin(until)
             (path / "policy" / "state").mkdir(parents=True)
@@ -114,7 +118,7 @@ def test_the_worst_go_on_from_the_best_and_every_trial_comes_to_its_end(tmp_path
     config = load_config(folders.trial_folder(tmp_path, "000") / folders.CONFIG)
     assert config.name == "p-000"
     assert config.seed != CONFIGS["000"].seed
-    assert move.values[RATE] != CONFIGS["000"].algorithm.optimizer.learning_rate
+    assert move.values[RATE] != rate_of(CONFIGS["000"])
 
 
 def test_a_take_over_is_the_donors_state_with_a_seed_and_a_history_of_its_own(tmp_path):
