@@ -91,6 +91,7 @@ class Experiment:
         Raises:
             PlacementError: for limits.placement seconds nothing ran and nothing could be placed.
         """
+        folder, trials = self._folder, dict(self._trials)  # Tune pickles what its functions hold
         trainable = Trainable(self._folder, self._work)
 
         def trial(config: dict[str, Any]) -> None:  # Tune wants a function
@@ -98,7 +99,7 @@ class Experiment:
 
         with _quiet_tune():
             tune.Tuner(
-                tune.with_resources(trial, lambda config: self._group(config["trial"])),
+                tune.with_resources(trial, lambda config: _group(folder, trials, config["trial"])),
                 param_space=None if self._searcher else {"trial": tune.grid_search(list(self._trials))},
                 tune_config=tune.TuneConfig(
                     search_alg=self._searcher,
@@ -117,11 +118,6 @@ class Experiment:
                 ),
             ).fit()
         self._keeper.check()
-
-    def _group(self, name: str) -> tune.PlacementGroupFactory:
-        """The places of all actors of a trial, and an empty one for its driver."""
-        config = self._trials.get(name) or folders.config_of(self._folder, name)
-        return tune.PlacementGroupFactory([{}, *bundles_of(config)], strategy=config.placement.strategy)
 
 
 class _Keeper(tune.Stopper):
@@ -201,6 +197,12 @@ class _Told(tune.Callback):
         if not file.exists():  # its process died without a word
             folders.write(file, json.dumps({"error": _first_line(trial)}))
         self._watch.ended(name, "failed")
+
+
+def _group(folder: Path, trials: Mapping[str, RunConfig], name: str) -> tune.PlacementGroupFactory:
+    """The places of all actors of a trial, and an empty one for its driver."""
+    config = trials.get(name) or folders.config_of(folder, name)
+    return tune.PlacementGroupFactory([{}, *bundles_of(config)], strategy=config.placement.strategy)
 
 
 def _name(trial: TuneTrial) -> str:

@@ -50,8 +50,9 @@ def test_a_population_goes_on_from_its_best_and_a_killed_one_ends_the_same(tmp_p
     assert {row["trial"]: row[RATE] for row in rows[:3]} == {"000": 5e-3, "001": 1e-3, "002": 2e-4}
     losses = {row["step"]: row["sft/loss"] for row in metrics(trial(folder, 3))}
     of_donor = {row["step"]: row["sft/loss"] for row in metrics(trial(folder, int(move.donor)))}
-    assert losses[5] - losses[1] > -0.02, "it learned nothing of its own"
-    assert abs(losses[6] - of_donor[6]) < 0.5 * abs(losses[6] - losses[5]), "and went on as the donor did"
+    behind = losses[5] - of_donor[5]
+    assert behind > 0.3
+    assert abs(losses[6] - of_donor[6]) < behind / 3, "it went on as the donor did, over other rows"
 
     killed = tmp_path / "killed"
     write_sweep(killed, "pbt", steps=10, rates=[], **POPULATION)
