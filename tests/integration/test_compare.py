@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +14,24 @@ import yaml
 from tests.integration.small_runs import RAYLIGN, Ended, Workshop
 
 FAST = {"rollout.engine": "transformers", "model.dropout": False}
+
+
+def write_spec(folder: Path, output: Path, **changes: Any) -> Path:
+    spec = folder / f"{changes['name']}.yaml"
+    tree = {
+        "output_dir": str(output),
+        "methods": [
+            {"name": "ppo", "run": "ppo.yaml", "overrides": {"algorithm.kl": {"coef": 0.05}}},
+            {"name": "dpo", "run": "dpo.yaml"},
+        ],
+        "betas": [0.1],
+        "seeds": [0],
+        "budget": {"per": "optimizer_steps", "of_each": 4},
+        "overrides": FAST,
+        "price_per_device_hour": 1.0,
+    }
+    spec.write_text(yaml.safe_dump(tree | changes))
+    return spec
 
 
 def compare(spec: Path) -> str:
@@ -29,28 +49,45 @@ def compare(spec: Path) -> str:
     return output
 
 
+@pytest.mark.timeout(600)
+def test_a_small_comparison_ends_in_a_report_of_two_seeds(workshop: Workshop, tmp_path: Path):
+    compare(write_spec(workshop.folder, tmp_path, name="small", seeds=[0, 1]))
+    (folder,) = tmp_path.glob("compare-small-*")
+    rows = json.loads((folder / "rows.json").read_text())
+    assert sorted((row["method"], row["seed"], row["optimizer_steps"]) for row in rows) == [
+        (method, seed, 4) for method in ("dpo", "ppo") for seed in (0, 1)
+    ]
+    assert all(row["error"] is None for row in rows)
+    report = (folder / "report.md").read_text()
+    pictures = re.findall(r"!\[[^\]]+\]\((figures/[^)]+)\)", report)
+    assert len(pictures) >= 6
+    for picture in pictures:
+        assert (folder / picture).stat().st_size > 5_000
+        assert (folder / picture).with_suffix(".svg").exists()
+    for claim in ("DPO is faster and lighter than RLHF", "DPO can outperform RLHF on summarization"):
+        assert claim in report
+    assert "these runs are not on summarize" in report
+    assert "one seed" not in report
+    html = (folder / "report.html").read_text()
+    assert html.count("data:image/") >= len(pictures)
+    assert "http" not in html
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_ppo_dpo_and_best_of_n_from_spec_to_report(workshop: Workshop, tmp_path: Path):
-    spec = workshop.folder / "comparison.yaml"
-    tree = {
-        "name": "small",
-        "output_dir": str(tmp_path),
-        "methods": [
-            {"name": "ppo", "run": "ppo.yaml", "overrides": {"algorithm.kl": {"coef": 0.05}}},
-            {"name": "dpo", "run": "dpo.yaml"},
-            {"name": "best", "run": "ppo.yaml", "best_of": [3]},
-        ],
-        "betas": [0.1],
-        "seeds": [0],
-        "budget": {"per": "optimizer_steps", "of_each": 8},
-        "evaluation": {"every_steps": 1},
-        "overrides": FAST,
-        "price_per_device_hour": 1.0,
-    }
-    spec.write_text(yaml.safe_dump(tree))
+    best = {"name": "best", "run": "ppo.yaml", "best_of": [3]}
+    ppo = {"name": "ppo", "run": "ppo.yaml", "overrides": {"algorithm.kl": {"coef": 0.05}}}
+    spec = write_spec(
+        workshop.folder,
+        tmp_path,
+        name="whole",
+        methods=[ppo, {"name": "dpo", "run": "dpo.yaml"}, best],
+        budget={"per": "optimizer_steps", "of_each": 8},
+        evaluation={"every_steps": 1},
+    )
     compare(spec)
-    (folder,) = tmp_path.glob("compare-small-*")
+    (folder,) = tmp_path.glob("compare-whole-*")
     rows = {row["method"]: row for row in json.loads((folder / "rows.json").read_text())}
     assert set(rows) == {"ppo", "dpo", "best"}
     for row in rows.values():

@@ -31,6 +31,7 @@ def generate(workshop: Workshop, keep: str, out: Path, *more: str, resume: bool 
     return Path(folder.removeprefix("run directory: "))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_best_of_n_is_the_best_of_the_samples_that_all_would_write_and_sft_learns_it(workshop, tmp_path):
     generate(workshop, "all", tmp_path / "all.jsonl", "--rows", str(2 * 64 * SAMPLES))

@@ -112,8 +112,9 @@ def test_other_data_under_the_same_path_is_not_gone_on_with(config):
     )
 
 
-def test_without_resume_an_old_run_is_not_looked_at(config):
+def test_without_resume_an_old_run_is_not_looked_at(config, monkeypatch):
     """The model does not exist, which is found only after the folder was chosen."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it is asked for again and again
     folder = leave(config)
     before = sorted(Path(config.output_dir).rglob("*"))
     with pytest.raises(UserError, match=r"^model\.\w+: "):

@@ -210,6 +210,10 @@ def test_pbt_refuses_what_cannot_change_in_the_middle_of_a_run(load, key, why):
     allowed = {"type": "pbt", "every_steps": 2, "mutate": ["algorithm.kl.coef"]}
     assert load(scheduler=allowed, metric="reward/mean").points  # the guard lets through what can
     assert "is not searched" in fault(load, scheduler=allowed | {"mutate": ["algorithm.beta"]})
+    assert "and pbt decides before; use a metric of a step" in fault(load, scheduler=allowed, metric="score_after")
+    steered = {"algorithm.kl.controller": "adaptive"}
+    found = fault(load, scheduler=allowed, metric="reward/mean", overrides=steered)
+    assert "scheduler.mutate: algorithm.kl.coef cannot change in the middle of a run whose" in found
 
 
 def test_metrics_follow_the_algorithm_and_its_settings(tmp_path):
