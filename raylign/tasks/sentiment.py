@@ -15,6 +15,7 @@ from raylign.config import SentimentTask
 from raylign.errors import ConfigError
 from raylign.tasks.files import TaskFiles, write_once, write_rows
 from raylign.tasks.reviews import CLAUSE_BREAKS, INTENSIFIERS, NEGATIONS, VALENCE, vocabulary, write_review
+from raylign.tasks.word_model import HEAD_DIM, word_tokenizer, write_word_model
 
 LARGEST_SCORE = 3.0
 SCALE = 4.0
@@ -22,8 +23,6 @@ SCALE = 4.0
 NEGATED = -0.75
 """Not good is bad, but less bad than good is good."""
 
-PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-_HEAD_DIM = 32
 _MAX_POSITIONS = 96  # 6 words of prompt and 64 of completion fit, with room for a user's longer prompt
 _PROMPT_WORDS = (3, 6)
 _MOST_REPEATS = 50  # in a row; by then over 9 in 10 reviews begin with a prompt that is held out
@@ -111,49 +110,16 @@ def _split_review(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _write_model(task: SentimentTask, path: Path) -> None:
-    if task.hidden_size % _HEAD_DIM:
-        raise ConfigError([f"task.hidden_size: {task.hidden_size} is not a multiple of {_HEAD_DIM}; set it to one"])
-    # Here and not above: importing the task must not cost what importing torch does.
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = make_tokenizer()
-    ids = tokenizer.get_vocab()
-    # Not Qwen2: AutoTokenizer gives that model type Qwen2Tokenizer whatever the folder says, and ours is lost.
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    write_word_model(
+        path,
+        make_tokenizer(),
         hidden_size=task.hidden_size,
-        intermediate_size=3 * task.hidden_size,
-        num_hidden_layers=task.num_layers,
-        num_attention_heads=task.hidden_size // _HEAD_DIM,
-        num_key_value_heads=task.hidden_size // _HEAD_DIM,
-        max_position_embeddings=_MAX_POSITIONS,
-        tie_word_embeddings=True,
-        pad_token_id=ids[PAD],
-        eos_token_id=ids[EOS],
-        bos_token_id=None,
-        dtype="float32",
+        num_layers=task.num_layers,
+        num_heads=task.hidden_size // HEAD_DIM,
+        seed=task.seed,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(task.seed)
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
 
 
 def make_tokenizer():
-    """One token a word: ids 0, 1, 2 are <pad>, <eos>, <unk>; decoding joins words with spaces."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {word: i for i, word in enumerate([PAD, EOS, UNK, *vocabulary()])}
-    words = Tokenizer(models.WordLevel(ids, unk_token=UNK))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK,
-        model_max_length=_MAX_POSITIONS,
-        clean_up_tokenization_spaces=False,
-    )
+    """One token a word of the reviews."""
+    return word_tokenizer(vocabulary(), _MAX_POSITIONS)

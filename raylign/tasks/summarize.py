@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from raylign.config import SummarizeTask
-from raylign.errors import ConfigError
 from raylign.tasks.files import TaskFiles, write_once, write_rows
 from raylign.tasks.posts import (
     DAY,
@@ -26,14 +25,13 @@ from raylign.tasks.posts import (
     vocabulary,
     write_post,
 )
+from raylign.tasks.word_model import HEAD_DIM, word_tokenizer, write_word_model
 
 LARGEST_SCORE = 5.0
 DEAREST_LENGTH = 50
 """Words, full stops among them, that cost as much as a perfect summary is worth; no length costs more."""
 
 CUE = ("tl;dr", ":")
-PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-_HEAD_DIM = 32
 _INITIAL_STD, _ROPE_THETA = 0.1, 100.0
 """So narrow a model with weights as small as is usual, 0.02, needs several times the steps to learn to copy, and
 in a context so short the slow rotations say nothing."""
@@ -123,10 +121,8 @@ def _mistaken(rng: np.random.Generator, fact: Fact) -> Fact:
 
 
 def _write(task: SummarizeTask, files: TaskFiles) -> None:
-    if task.hidden_size % _HEAD_DIM:
-        raise ConfigError([f"task.hidden_size: {task.hidden_size} is not a multiple of {_HEAD_DIM}; set it to one"])
-    _write_data(task, files)
     _write_model(task, files.resolve("model"))
+    _write_data(task, files)
 
 
 def _write_data(task: SummarizeTask, files: TaskFiles) -> None:
@@ -161,49 +157,18 @@ def num_positions(task: SummarizeTask) -> int:
 
 
 def _write_model(task: SummarizeTask, path: Path) -> None:
-    # Here and not above: importing the task must not cost what importing torch does.
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = make_tokenizer(task)
-    ids = tokenizer.get_vocab()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    write_word_model(
+        path,
+        make_tokenizer(task),
         hidden_size=task.hidden_size,
-        intermediate_size=3 * task.hidden_size,
-        num_hidden_layers=task.num_layers,
-        head_dim=_HEAD_DIM,
-        num_attention_heads=2 * task.hidden_size // _HEAD_DIM,
-        num_key_value_heads=2 * task.hidden_size // _HEAD_DIM,
-        max_position_embeddings=num_positions(task),
+        num_layers=task.num_layers,
+        num_heads=2 * task.hidden_size // HEAD_DIM,
+        seed=task.seed,
         initializer_range=_INITIAL_STD,
         rope_parameters={"rope_type": "default", "rope_theta": _ROPE_THETA},
-        tie_word_embeddings=True,
-        pad_token_id=ids[PAD],
-        eos_token_id=ids[EOS],
-        bos_token_id=None,
-        dtype="float32",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(task.seed)
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
 
 
 def make_tokenizer(task: SummarizeTask):
-    """One token a word: ids 0, 1, 2 are <pad>, <eos>, <unk>; decoding joins words with spaces."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {word: i for i, word in enumerate([PAD, EOS, UNK, *vocabulary(), *CUE])}
-    words = Tokenizer(models.WordLevel(ids, unk_token=UNK))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK,
-        model_max_length=num_positions(task),
-        clean_up_tokenization_spaces=False,
-    )
+    """One token a word of the posts and the cue."""
+    return word_tokenizer([*vocabulary(), *CUE], num_positions(task))
