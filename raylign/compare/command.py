@@ -17,6 +17,7 @@ from raylign.compare.rows import Row, write_rows
 from raylign.config.compare import CompareConfig, load_compare
 from raylign.controllers.stages import plan as plan_stages
 from raylign.errors import RaylignError
+from raylign.tracking import progress_console
 
 ROWS = "rows.json"
 
@@ -72,14 +73,18 @@ def compare_spec(path: Path, json_file: Path | None = None, console: Console | N
         f"{comparison.spec.name}: {len(comparison.planned)} runs in {os.path.relpath(comparison.folder)}",
         soft_wrap=True,
     )
-    with console.status("starting") as status:
-        comparison = measured(comparison, status.update)
-        rows = make_rows(comparison.planned, comparison.folder, status.update)
-        write_rows(comparison.folder / ROWS, rows)
-        if not any(row.done for row in rows):
-            raise RaylignError(f"no run came to its end; the first said: {rows[0].error}")
-        status.update("writing the report")
-        files = write_report(comparison.spec, comparison.file, rows, comparison.folder)
+    progress = progress_console()
+
+    def note(line: str) -> None:
+        progress.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    comparison = measured(comparison, note)
+    rows = make_rows(comparison.planned, comparison.folder, note)
+    write_rows(comparison.folder / ROWS, rows)
+    if not any(row.done for row in rows):
+        raise RaylignError(f"no run came to its end; the first said: {rows[0].error}")
+    note("writing the report")
+    files = write_report(comparison.spec, comparison.file, rows, comparison.folder)
     if json_file:
         write_rows(json_file, rows)
     for row in rows:

@@ -6,6 +6,7 @@ Imports neither ray nor torch; W&B and TensorBoard are imported only by a run th
 from raylign.tracking.console import progress_console
 from raylign.tracking.jsonl import last_value, read_metrics
 from raylign.tracking.live import LiveView
+from raylign.tracking.progress import format_clock
 from raylign.tracking.tracker import Sink, Tracker
 from raylign.tracking.view import NullView, PlainView, View, make_view
 
@@ -16,6 +17,7 @@ __all__ = [
     "Sink",
     "Tracker",
     "View",
+    "format_clock",
     "last_value",
     "make_view",
     "progress_console",

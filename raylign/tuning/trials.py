@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from raylign.config import RunConfig
 from raylign.controllers.run import make_stages
 from raylign.controllers.stopping import stop_on_signal
 from raylign.errors import Interrupted
+from raylign.tracking import format_clock
 from raylign.tuning import folders
 from raylign.tuning.experiment import Experiment, Watch
 from raylign.tuning.size import check_sizes
@@ -70,9 +72,9 @@ def run_trials(
         stop = Stop()
         with stop_on_signal(stop), ray_session():
             check_sizes(left)
-            note(f"{len(left)} of {len(asked)} trials to run")
-            make_stages(left.values(), quiet=True)
-            Experiment(folder, left, max_failures=max_failures, stop=stop, watch=Noted(note)).run()
+            note(f"{len(left)} of {len(asked)} runs to make; first what they need")
+            make_stages(left.values())
+            Experiment(folder, left, max_failures=max_failures, stop=stop, watch=Noted(note, len(left))).run()
         if stop.requested:
             raise Interrupted(f"stopped; finished trials are kept in {folder}: go on by the same command")
     return [result_of(folder, trial.id) for trial in trials]
@@ -86,13 +88,22 @@ def result_of(folder: Path, name: str) -> TrialResult:
 
 
 class Noted(Watch):
-    """One line for each trial that begins or ends."""
+    """One line for each trial that begins or ends, and when all will have.
 
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._note = note
+    Args:
+        total: number of trials.
+    """
+
+    def __init__(self, note: Callable[[str], None], total: int) -> None:
+        self._note, self._total, self._ended = note, total, 0
+        self._start = time.monotonic()
 
     def started(self, trial: str) -> None:
         self._note(f"{trial}: started")
 
     def ended(self, trial: str, how: str) -> None:
-        self._note(f"{trial}: {how}")
+        self._ended += 1
+        spent = time.monotonic() - self._start
+        left = spent / self._ended * (self._total - self._ended)
+        ahead = f", about {format_clock(left)} to go" if left else ""
+        self._note(f"{trial}: {how}; {self._ended} of {self._total} in {format_clock(spent)}{ahead}")
