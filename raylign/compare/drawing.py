@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP*X"
 INTERVALS = "bars: 95 % t interval over seeds"
+_BESIDE = ((6, -11), (6, 5), (-6, -11), (-6, 5), (6, -21), (6, 15), (-6, -21), (-6, 15))  # points
 
 
 def new_figure(width: float = 7.5, height: float = 4.8) -> Figure:
@@ -62,6 +63,29 @@ def frame(axes: Any, xs: Sequence[Interval], ys: Sequence[Interval], *, x_from: 
         put(low - margin, high + margin)
     if x_from is not None:
         axes.set_xlim(left=x_from)
+
+
+def name_points(axes: Any, names: Sequence[tuple[str, float, float]]) -> None:
+    """A small text beside each point (text, x, y), where it covers no other. After the limits of the axes are set."""
+    figure = axes.figure
+    figure.draw_without_rendering()
+    taken: list[Any] = []
+    for text, x, y in names:
+        for right, up in _BESIDE:
+            made = axes.annotate(
+                text,
+                (x, y),
+                textcoords="offset points",
+                xytext=(right, up),
+                fontsize=7,
+                ha="left" if right > 0 else "right",
+            )
+            box = made.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+            if (right, up) != _BESIDE[-1]:
+                made.remove()
+        taken.append(box)
 
 
 def finish(axes: Any, *, x: str, y: str, title: str = "", legend: bool = True) -> None:

@@ -74,8 +74,8 @@ def _sections(spec: CompareConfig, rows: Sequence[Row], done: list[Row], folder:
     optimum = optimum_curve(done)
     figure = save(score_figures.frontier(done, optimum), figures, "frontier")
     told = (
-        "How much score each method gains for how far it moved from the reference. Up and to the left is better."
-        + seeds
+        "How much score each method gains for how far it moved from the reference. Up and to the left is better. A bar "
+        "that leaves the picture goes on." + seeds
     )
     told += " KL of best-of-n is the bound log n - (n - 1) / n." if any(row.kl_is_bound for row in done) else ""
     found = [Section("Score against KL", told, ids, figure, tables.results(done))]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from raylign.compare.drawing import INTERVALS, along, by_setting, cross, finish, frame, new_figure, style
+from raylign.compare.drawing import INTERVALS, along, by_setting, cross, finish, frame, name_points, new_figure, style
 from raylign.compare.groups import Group, against_references, groups, methods, paired
 from raylign.compare.intervals import Interval, bootstrap, length_controlled, mean_of, over_seeds, wins
 from raylign.compare.rows import Row
@@ -26,6 +26,7 @@ def frontier(rows: Sequence[Row], optimum: Sequence[tuple[float, float]] = ()) -
     figure = new_figure()
     axes = figure.subplots()
     looks = style([row.label for row in rows])
+    names: list[tuple[str, float, float]] = []
     for settings in methods(rows).values():
         look = looks[settings[0].label]
         known = sorted((g for g in settings if math.isfinite(g.kl.value)), key=lambda g: g.kl.value)
@@ -44,16 +45,10 @@ def frontier(rows: Sequence[Row], optimum: Sequence[tuple[float, float]] = ()) -
         for i, group in enumerate(known):
             bound = " (KL at most)" if group.rows[0].kl_is_bound else ""
             cross(axes, group.kl, group.score, **look, markersize=6, label=None if i else f"{group.label}{bound}")
-            axes.annotate(
-                by_setting(group),
-                (group.kl.value, group.score.value),
-                textcoords="offset points",
-                xytext=(6, -11),
-                fontsize=7,
-            )
+            names.append((by_setting(group), group.kl.value, group.score.value))
     start = over_seeds([row.score_before for row in rows if row.done])
     axes.plot([0], [start.value], marker="o", color="black", markersize=5)
-    axes.annotate("start", (0, start.value), textcoords="offset points", xytext=(6, -11), fontsize=8)
+    names.append(("start", 0.0, start.value))
     if optimum:
         widest = max((row.kl or 0 for row in rows if row.done), default=1.0)
         inside = sorted(point for point in optimum if point[0] < 1.15 * widest)
@@ -62,6 +57,7 @@ def frontier(rows: Sequence[Row], optimum: Sequence[tuple[float, float]] = ()) -
     kls = [group.kl for group in every]
     low = min([0.0, *(row.kl for row in rows if row.kl is not None)])
     frame(axes, [*kls, Interval(0.0)], [*(g.score for g in every), start], x_from=low - 0.03 * _widest(kls))
+    name_points(axes, names)
     finish(axes, x=KL, y=SCORE, title=f"Score against KL ({INTERVALS})")
     return figure
 
@@ -217,17 +213,17 @@ def lengths(rows: Sequence[Row]) -> Figure:
     looks = style([row.label for row in rows])
     named: set[str] = set()
     grown_by: list[Interval] = []
+    names: list[tuple[str, float, float]] = []
     for group in groups(rows):
         grown = over_seeds([row.length_after - row.length_before for row in group.rows])
         grown_by.append(grown)
         label = None if group.label in named else group.label
         cross(axes, grown, group.score, **looks[group.label], markersize=6, label=label)
-        axes.annotate(
-            by_setting(group), (grown.value, group.score.value), textcoords="offset points", xytext=(6, -11), fontsize=7
-        )
+        names.append((by_setting(group), grown.value, group.score.value))
         named.add(group.label)
     axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
     frame(axes, [*grown_by, Interval(0.0)], [group.score for group in groups(rows)])
+    name_points(axes, names)
     finish(axes, x="change of the mean completion length (tokens)", y=SCORE, title=f"Length growth ({INTERVALS})")
     return figure
 
