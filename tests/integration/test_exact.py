@@ -35,20 +35,16 @@ def lowest(rows: list[dict[str, Any]]) -> dict[tuple[str, float], float]:
 @pytest.mark.timeout(400)
 def test_a_small_comparison_from_the_command_line(tmp_path):
     small = ["task.vocab_size=3", "task.length=2", "task.num_prompts=2", "task.seed=4"]
-    fast = ["--algorithms", "rloo,dpo", "--betas", "1.0,0.5", "--seeds", "3", "--pairs", "300"]
+    fast = ["--algorithms", "rloo,dpo", "--betas", "0.5", "--seeds", "3", "--pairs", "300"]
     rows = compare(tmp_path, *fast, *small, timeout=380)
-    assert [(r["algorithm"], r["beta"], r["seed"]) for r in rows] == [
-        (algorithm, beta, 3) for algorithm in ("rloo", "dpo") for beta in (1.0, 0.5)
-    ]
+    assert [(r["algorithm"], r["beta"], r["seed"]) for r in rows] == [("rloo", 0.5, 3), ("dpo", 0.5, 3)]
     for row in rows:
         assert row["J"] == pytest.approx(row["reward"] - row["beta"] * row["kl"])
         assert row["fraction_of_optimum"] == pytest.approx((row["J"] - row["J_ref"]) / (row["J_star"] - row["J_ref"]))
         assert row["J"] <= row["J_star"]
         assert (Path(row["policy"]) / "model.safetensors").is_file()
         assert Path(row["config"]).is_file()
-    found = lowest(rows)
-    assert found["rloo", 1.0] > 0.97  # 150 steps are many for a world of nine completions
-    assert found["rloo", 0.5] > 0.97
+    assert lowest(rows)["rloo", 0.5] > 0.97  # 150 steps are many for a world of nine completions
     (folder,) = (tmp_path / "runs").glob("compare-exact-*")
     assert (folder / "frontier.png").stat().st_size > 10_000
 
