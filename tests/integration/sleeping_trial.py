@@ -13,14 +13,14 @@ from raylign.config import RunConfig
 from raylign.tracking import Sink
 from raylign.tuning import folders
 
-SECONDS = 40.0  # that a trial "works"
+SHORTEST, LONGEST = 25, 55  # seconds that a trial "works"; not all end, and begin, at the same time
 
 
 def sleeps(config: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -> None:
     """A fake run: two steps that take their time and learn nothing."""
-    start = time.time()
+    start, seconds = time.time(), SHORTEST + int(config.name) * 7 % (LONGEST - SHORTEST + 1)
     for step in (1, 2):
-        time.sleep(SECONDS / 2)
+        time.sleep(seconds / 2)
         sink.log(step, {"sft/loss": 1.0 / step})
     gpus = sum(bundle.get("GPU", 0.0) for bundle in group.bundle_specs)
     folders.write(folder / "summary.json", json.dumps({"start": start, "end": time.time(), "gpus": gpus}))
