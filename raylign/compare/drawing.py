@@ -81,11 +81,10 @@ def name_points(axes: Any, names: Sequence[tuple[str, float, float]]) -> None:
                 ha="left" if right > 0 else "right",
             )
             box = made.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
+            if (right, up) == _BESIDE[-1] or not any(box.overlaps(other) for other in taken):
+                taken.append(box)
                 break
-            if (right, up) != _BESIDE[-1]:
-                made.remove()
-        taken.append(box)
+            made.remove()
 
 
 def finish(axes: Any, *, x: str, y: str, title: str = "", legend: bool = True) -> None:
