@@ -17,16 +17,9 @@ from raylign.errors import UserError
 from raylign.tuning import folders
 from raylign.tuning.plots import draw, with_unit
 from raylign.tuning.results import best_of, number, results_table, rows_of, short, write_results
+from tests.unit.test_sweep_config import PPO
 
-RUN = {
-    "name": "mine",
-    "task": {"name": "sentiment"},
-    "model": {"path": "task:model"},
-    "data": {"path": "task:prompts"},
-    "reward": {"type": "task"},
-    "evaluation": {"data": {"path": "task:eval_prompts"}, "every_steps": 2},
-    "algorithm": {"name": "ppo", "steps": 9},
-}
+RUN = PPO | {"evaluation": {"data": {"path": "task:eval_prompts"}, "every_steps": 2}}
 SEARCH = {
     "algorithm.kl.coef": {"loguniform": [0.01, 1.0]},
     "algorithm.optimizer.learning_rate": {"grid": [1e-5, 1e-4, 1e-3]},

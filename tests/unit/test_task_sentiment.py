@@ -18,6 +18,7 @@ from raylign.errors import ConfigError, UserError
 from raylign.tasks import TaskFiles, prepare, score_function
 from raylign.tasks.reviews import INTENSIFIERS, NEGATIONS, VALENCE, vocabulary, write_review
 from raylign.tasks.sentiment import LARGEST_SCORE, SCALE, sentiment
+from tests.unit.task_checks import check_same_bytes
 
 TASK = SentimentTask(
     name="sentiment", num_reviews=200, num_prompts=50, num_eval_prompts=20, hidden_size=32, num_layers=1
@@ -113,15 +114,7 @@ def test_model_and_tokenizer_load_and_round_trip(files):
 
 
 def test_the_same_task_makes_the_same_bytes_and_another_seed_others(files, tmp_path):
-    state = torch.random.get_rng_state()
-    again = prepare(TASK, tmp_path / "again")
-    assert torch.equal(torch.random.get_rng_state(), state)
-    other = prepare(TASK.model_copy(update={"seed": 1}), tmp_path / "other")
-    for name in ("corpus", "prompts", "eval_prompts"):
-        assert again.resolve(name).read_bytes() == files.resolve(name).read_bytes()
-        assert other.resolve(name).read_bytes() != files.resolve(name).read_bytes()
-    weights = [f.resolve("model").joinpath("model.safetensors").read_bytes() for f in (files, again, other)]
-    assert weights[0] == weights[1] != weights[2]
+    check_same_bytes(TASK, files, tmp_path)
 
 
 def test_prepare_twice_keeps_what_is_there_and_leaves_nothing_else(tmp_path):

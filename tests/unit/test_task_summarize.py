@@ -18,6 +18,7 @@ from raylign.errors import ConfigError
 from raylign.tasks import TaskFiles, prepare, score_function
 from raylign.tasks.posts import DAY, DID, PLACE, WEIGHT, WHAT, WHO, post_words, read_sentences, vocabulary, write_post
 from raylign.tasks.summarize import DEAREST_LENGTH, LARGEST_SCORE, num_positions, quality, write_summary
+from tests.unit.task_checks import check_same_bytes
 
 TASK = SummarizeTask(name="summarize", num_posts=200, num_prompts=50, num_eval_prompts=20)
 POST = "crucially anna sold boats in rome on monday . anyway omar drew maps . also liam hid coins . tl;dr :"
@@ -193,15 +194,7 @@ def test_the_longest_post_and_all_that_it_says_fit_the_context(num_facts):
 
 
 def test_the_same_task_makes_the_same_bytes_and_another_seed_others(files, tmp_path):
-    state = torch.random.get_rng_state()
-    again = prepare(TASK, tmp_path / "again")
-    assert torch.equal(torch.random.get_rng_state(), state)
-    other = prepare(TASK.model_copy(update={"seed": 1}), tmp_path / "other")
-    for name in ("corpus", "prompts", "eval_prompts"):
-        assert again.resolve(name).read_bytes() == files.resolve(name).read_bytes()
-        assert other.resolve(name).read_bytes() != files.resolve(name).read_bytes()
-    weights = [f.resolve("model").joinpath("model.safetensors").read_bytes() for f in (files, again, other)]
-    assert weights[0] == weights[1] != weights[2]
+    check_same_bytes(TASK, files, tmp_path)
 
 
 def test_a_task_that_cannot_be_built_leaves_nothing(tmp_path):

@@ -14,6 +14,7 @@ from raylign.config import RoleResources, RunConfig, parse_config
 from raylign.controllers.lock import locked
 from raylign.controllers.phases import bundles_of, layouts, phases
 from raylign.errors import DeadlineError, Interrupted
+from tests.unit.test_sweep_config import RUN
 
 
 def role(num_actors: int, num_cpus: float, num_gpus: float = 0.0) -> RoleResources:
@@ -21,18 +22,7 @@ def role(num_actors: int, num_cpus: float, num_gpus: float = 0.0) -> RoleResourc
 
 
 def config(algorithm: dict, **placement: dict) -> RunConfig:
-    return parse_config(
-        {
-            "name": "mine",
-            "task": {"name": "sentiment"},
-            "model": {"path": "task:model"},
-            "data": {"path": "task:prompts"},
-            "reward": {"type": "task"},
-            "evaluation": {"data": {"path": "task:eval_prompts"}},
-            "algorithm": algorithm,
-            "placement": placement,
-        }
-    )
+    return parse_config(RUN | {"algorithm": algorithm, "placement": placement})
 
 
 def test_an_envelope_is_as_large_as_the_largest_of_each_rank():
