@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from raylign.config import ExactTask, RunConfig, load_config
+from raylign.controllers.run_folders import write_whole
 from raylign.errors import UserError
 
 if TYPE_CHECKING:
@@ -148,10 +149,7 @@ def curve(plans: Sequence[Plan], rows: Sequence[Row]) -> list[tuple[float, float
 
 def write_rows(file: Path, rows: Sequence[Row]) -> None:
     """A JSON list with an object for every row."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    writing = file.with_suffix(".writing")
-    writing.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    writing.replace(file)
+    write_whole(file, json.dumps([asdict(row) for row in rows], indent=1))
 
 
 def _measure(one: Plan, policy: str, seconds: float) -> Row:

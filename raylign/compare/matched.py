@@ -8,6 +8,8 @@ from typing import Any
 from raylign.compare.plans import Recipe
 from raylign.config import PAIR_READERS, RunConfig
 from raylign.config.graph import upstream_configs
+from raylign.config.load import value_at
+from raylign.controllers.run_folders import differing
 from raylign.errors import ConfigError
 
 SAME: tuple[tuple[str, str], ...] = (
@@ -41,20 +43,12 @@ def _differing(recipes: Sequence[Recipe], dotted: str, why: str) -> list[str]:
     wanted = value_of(first.config, dotted)
     problems = []
     for other in recipes[1:]:
-        for place, ours, theirs in _differences(dotted, value_of(other.config, dotted), wanted):
+        for place, ours, theirs in differing(value_of(other.config, dotted), wanted, dotted):
             problems.append(
                 f"{other.place(place)}: {place}: {_told(ours)}, but {first.method.name} has {_told(theirs)} "
                 f"({first.place(place)}); methods that are compared must {why}: set the same in both, or under overrides"
             )
     return problems
-
-
-def _differences(dotted: str, ours: Any, theirs: Any) -> list[tuple[str, Any, Any]]:
-    """(key, ours, theirs) of every value that differs, as deep as both have keys."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        keys = dict.fromkeys([*ours, *theirs])
-        return [d for key in keys for d in _differences(f"{dotted}.{key}", ours.get(key), theirs.get(key))]
-    return [] if ours == theirs else [(dotted, ours, theirs)]
 
 
 def _preferences(recipes: Sequence[Recipe]) -> list[str]:
@@ -100,10 +94,7 @@ def value_of(config: RunConfig, dotted: str) -> Any:
         assert config.evaluation is not None  # read_recipes checks it
         reward = config.evaluation.reward or config.reward
         return reward and reward.model_dump(mode="json")
-    value: Any = config
-    for part in dotted.split("."):
-        value = getattr(value, part)
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    return value_at(config.model_dump(mode="json"), dotted)
 
 
 def _told(value: Any) -> str:

@@ -17,8 +17,9 @@ from raylign.compare.exact import BETA
 from raylign.config import RunConfig, load_config
 from raylign.config.compare import CompareConfig, MethodConfig, beside
 from raylign.config.graph import check_graph
-from raylign.config.load import Lines, build_config, read_tree
+from raylign.config.load import Lines, build_config, read_tree, set_value
 from raylign.controllers.outputs import output_base
+from raylign.controllers.run_folders import write_whole
 from raylign.errors import ConfigError
 
 BETA_KEY = BETA | {"simpo": "algorithm.beta", "orpo": "algorithm.beta", "kto": "algorithm.beta"}
@@ -107,7 +108,7 @@ def _recipe(path: Path, spec: CompareConfig, spec_lines: Lines, index: int) -> R
 
     def put(dotted: str, value: Any, *place: str | int) -> None:
         found = next((spec_lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in spec_lines), 1)
-        set_value(tree, lines, dotted, value, f"{path}:{found}")
+        _set(tree, lines, dotted, value, f"{path}:{found}")
 
     if spec.task:
         put("task", spec.task.model_dump(mode="json"), "task")
@@ -134,25 +135,11 @@ def _recipe(path: Path, spec: CompareConfig, spec_lines: Lines, index: int) -> R
     return recipe
 
 
-def set_value(tree: dict[str, Any], lines: Lines, dotted: str, value: Any, place: str) -> None:
-    """Set a dotted key of a tree; `place` is told if the value turns out wrong."""
-    *parents, last = dotted.split(".")
-    for depth, parent in enumerate(parents):
-        child = tree.get(parent)
-        if child is None:
-            child = tree[parent] = {}
-        if not isinstance(child, dict):
-            above = ".".join(parents[: depth + 1])
-            raise ConfigError(
-                [f"{place}: {dotted}: {above} is the value {child!r} and has no keys below it; remove it"]
-            )
-        tree = child
-        lines.setdefault(tuple(parents[: depth + 1]), place)
-    tree[last] = value
-    loc = tuple(dotted.split("."))
-    for known in [known for known in lines if known[: len(loc)] == loc]:
-        del lines[known]
-    lines[loc] = place
+def _set(tree: dict[str, Any], lines: Lines, dotted: str, value: Any, place: str) -> None:
+    try:
+        set_value(tree, lines, dotted, value, place)
+    except ValueError as e:
+        raise ConfigError([f"{place}: {dotted}: {e}; remove it"]) from None
 
 
 def _write_run(
@@ -179,12 +166,10 @@ def _write_run(
         ours |= {BETA_KEY[config.algorithm.name] if key == "beta" else key: value for key, value in setting.items()}
         ours |= budget_settings(spec.budget, config, steps)
     for key, value in ours.items():
-        set_value(tree, lines, key, value, str(recipe.file))
+        _set(tree, lines, key, value, str(recipe.file))
     file = folder / "configs" / f"{name}.yaml"
     made = build_config(recipe.file, tree, lines, [])
-    writing = file.with_suffix(".writing")
-    writing.write_text(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False))
-    writing.replace(file)
+    write_whole(file, yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False))
     return PlannedRun(name, method.name, method.title, dict(setting), seed, file, load_config(file))
 
 

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from raylign.config.graph import check_graph
-from raylign.config.load import Lines, anchor, nearest, parse_as, parse_config, read_tree
+from raylign.config.load import Lines, anchor, nearest, parse_as, parse_config, read_tree, set_value, value_at
 from raylign.config.metrics import end_metrics, step_metrics
 from raylign.config.run import RunConfig
 from raylign.config.sweep import FIFOConfig, Parameter, PBTConfig, SweepConfig
@@ -93,6 +93,12 @@ class Drawing:
         shown = config.model_dump(mode="json")  # 1e-4 in YAML is a text, in the config a number
         return Point(name, {key: value_at(shown, key, value) for key, value in values.items()}, config)
 
+    @property
+    def space(self) -> dict[str, Parameter]:
+        """What is searched, by key; which run config a trial is made from is one, where there are several."""
+        several = {RUN: Parameter(grid=self.config.runs)} if len(self.config.runs) > 1 else {}
+        return several | self.config.search
+
     def about(self, key: str) -> set[str]:
         """The keys that the condition of a searched key is about."""
         return set(self.config.search[key].when) if key in self.config.search else set()
@@ -100,8 +106,7 @@ class Drawing:
     def _values(self) -> list[dict[str, Any]]:
         """What is searched in each trial, by key: every point of the grid, with `trials` draws each. For a searcher that
         learns a grid is a choice, and these are examples."""
-        several = {RUN: Parameter(grid=self.config.runs)} if len(self.config.runs) > 1 else {}
-        space = several | self.config.search
+        space = self.space
         learns = self.config.searcher == "optuna"
         grids = {} if learns else {key: list(p.grid) for key, p in space.items() if p.grid is not None}
         found: list[dict[str, Any]] = []
@@ -144,7 +149,11 @@ class Drawing:
         given = [((key,), ("overrides", key), value) for key, value in self.config.overrides.items()]
         given += [((key,), ("search", key), value) for key, value in values.items() if key != RUN]
         for (key,), place, value in given:
-            self._set(tree, lines, key, anchor(copy.deepcopy(value), self.file.resolve().parent), place)
+            value = anchor(copy.deepcopy(value), self.file.resolve().parent)
+            try:
+                set_value(tree, lines, key, value, self._where(place))
+            except ValueError as e:
+                raise self._fault(place, str(e)) from None
         base = self._base_file(run)
         tree = anchor(tree, base.resolve().parent)
         tree["name"] = f"{self.config.name}-{name}"
@@ -153,22 +162,6 @@ class Drawing:
             wandb = config.tracking.wandb.model_copy(update={"group": self.config.name})
             config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"wandb": wandb})})
         return config
-
-    def _set(self, tree: dict[str, Any], lines: Lines, key: str, value: Any, place: tuple[str, ...]) -> None:
-        where = self._where(place)
-        *parents, last = key.split(".")
-        node = tree
-        for depth, parent in enumerate(parents):
-            if node.get(parent) is None:
-                node[parent] = {}
-                lines.setdefault((*parents[: depth + 1],), where)
-            node = node[parent]
-            if not isinstance(node, dict):
-                raise self._fault(
-                    place, f"{'.'.join(parents[: depth + 1])} is the value {node!r} and has no keys below it"
-                )
-        node[last] = value
-        lines[(*parents, last)] = where
 
     def _check_conditions(self) -> None:
         """Every condition is about something that is there, and that can come true."""
@@ -267,25 +260,3 @@ def draw(parameter: Parameter, random: Random) -> Any:
     else:
         drawn = random.uniform(low, high)
     return min(max(float(f"{drawn:.4g}"), low), high)  # what is shown is what is run
-
-
-def value_at(tree: dict[str, Any], key: str, default: Any = None) -> Any:
-    """What a dotted key has in a tree."""
-    node: Any = tree
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            return default
-        node = node[part]
-    return node
-
-
-def with_values(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a whole tree with other values at some dotted keys that it has."""
-    made = copy.deepcopy(tree)
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        node = made
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    return made

@@ -98,18 +98,50 @@ def _override(tree: dict[str, Any], lines: Lines, text: str) -> None:
         value = yaml.safe_load(raw)
     except yaml.YAMLError:
         raise ConfigError([f"override {text!r}: the value is not valid YAML; quote it"]) from None
-    *parents, last = key.strip().split(".")
+    loc = tuple(key.strip().split("."))
+    try:
+        _holder(tree, loc)[loc[-1]] = value
+    except ValueError as e:
+        raise ConfigError([f"override {text!r}: {e}"]) from None
+    lines[loc] = f"override {text!r}"
+
+
+def set_value(tree: dict[str, Any], lines: Lines, dotted: str, value: Any, place: str) -> None:
+    """Set a dotted key of a tree; `place` is told if the value turns out wrong.
+
+    Raises:
+        ValueError: a key above it has a value.
+    """
+    loc = tuple(dotted.split("."))
+    _holder(tree, loc)[loc[-1]] = value
+    for depth in range(1, len(loc)):
+        lines.setdefault(loc[:depth], place)
+    for known in [known for known in lines if known[: len(loc)] == loc]:
+        del lines[known]
+    lines[loc] = place
+
+
+def value_at(tree: dict[str, Any], key: str, default: Any = None) -> Any:
+    """What a dotted key has in a tree."""
+    node: Any = tree
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return default
+        node = node[part]
+    return node
+
+
+def _holder(tree: dict[str, Any], loc: Sequence[str]) -> dict[str, Any]:
+    """The mapping that holds the last key of a path, made if it is not there."""
     node = tree
-    for depth, parent in enumerate(parents):
-        child = node.setdefault(parent, {})
+    for depth, key in enumerate(loc[:-1]):
+        child = node.get(key)
         if child is None:
-            child = node[parent] = {}
+            child = node[key] = {}
         if not isinstance(child, dict):
-            place = ".".join(parents[: depth + 1])
-            raise ConfigError([f"override {text!r}: {place} is the value {child!r} and has no keys below it"])
+            raise ValueError(f"{'.'.join(loc[: depth + 1])} is the value {child!r} and has no keys below it")
         node = child
-    node[last] = value
-    lines[(*parents, last)] = f"override {text!r}"
+    return node
 
 
 def _lines(node: yaml.Node | None, at: Loc = ()) -> Lines:

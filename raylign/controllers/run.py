@@ -25,7 +25,15 @@ from raylign.controllers.lock import locked
 from raylign.controllers.offline import num_steps
 from raylign.controllers.outputs import output_base
 from raylign.controllers.pool import ActorPool
-from raylign.controllers.run_folders import CONTENT, SUMMARY, differences, fresh_folder, newest_folder, write_json
+from raylign.controllers.run_folders import (
+    CONTENT,
+    SUMMARY,
+    differences,
+    fresh_folder,
+    newest_folder,
+    write_json,
+    write_whole,
+)
 from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
 from raylign.controllers.usage import held, summarised
@@ -259,11 +267,8 @@ def has_ended(config: RunConfig) -> bool:
 def _write_configs(folder: Path, stage: Stage, config: RunConfig) -> None:
     """config.yaml is what the user wrote, completed with defaults; resolved.yaml has real paths in it; content.json
     is the hash of what those paths held."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, one in (("config.yaml", stage.config), ("resolved.yaml", config)):
-        writing = folder / f".{name}.writing"
-        writing.write_text(yaml.safe_dump(one.model_dump(mode="json"), sort_keys=False))
-        writing.replace(folder / name)
+        write_whole(folder / name, yaml.safe_dump(one.model_dump(mode="json"), sort_keys=False))
     write_json(folder / CONTENT, stage.content)
 
 

@@ -31,17 +31,24 @@ def fresh_folder(base: Path) -> Path:
 def differences(then: RunConfig, now: RunConfig) -> list[str]:
     """Dotted places, with both values, in which a run would not be the same run any more."""
     before, after = (one.model_dump(mode="json", exclude=_MAY_CHANGE) for one in (then, now))
-    return _differences(before, after)
+    return [f"{place} ({old!r} -> {new!r})" for place, old, new in differing(before, after)]
 
 
-def _differences(then: Any, now: Any, at: str = "") -> list[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = [*then, *(k for k in now if k not in then)]
-        return [d for k in keys for d in _differences(then.get(k), now.get(k), f"{at}.{k}" if at else k)]
-    return [] if then == now else [f"{at} ({then!r} -> {now!r})"]
+def differing(one: Any, other: Any, at: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted place, here, there) of every value that differs, as deep as both have keys."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        return [d for k in keys for d in differing(one.get(k), other.get(k), f"{at}.{k}" if at else k)]
+    return [] if one == other else [(at, one, other)]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = path.with_name(f".{path.name}.writing")
+    writing.write_text(text)
+    writing.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    writing = path.with_suffix(".writing")
-    writing.write_text(json.dumps(value, indent=2))
-    writing.replace(path)
+    write_whole(path, json.dumps(value, indent=2))

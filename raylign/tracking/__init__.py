@@ -4,7 +4,7 @@ Imports neither ray nor torch; W&B and TensorBoard are imported only by a run th
 """
 
 from raylign.tracking.console import progress_console
-from raylign.tracking.jsonl import last_value, read_metrics
+from raylign.tracking.jsonl import read_metrics
 from raylign.tracking.live import LiveView
 from raylign.tracking.progress import format_clock
 from raylign.tracking.tracker import Sink, Tracker
@@ -18,7 +18,6 @@ __all__ = [
     "Tracker",
     "View",
     "format_clock",
-    "last_value",
     "make_view",
     "progress_console",
     "read_metrics",

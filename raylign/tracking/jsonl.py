@@ -48,12 +48,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def last_value(path: Path, name: str) -> float | None:
-    """The newest value of a metric in a metrics.jsonl; None if there is none."""
-    steps = read_metrics(path) if path.exists() else []
-    return next((row[name] for row in reversed(steps) if row.get(name) is not None), None)
-
-
 def _cut(path: Path, first_step: int) -> list[dict[str, Any]]:
     """Drops lines of `first_step` or later, and a torn last line; returns the rest. Atomic: old file or new file."""
     if not path.exists():

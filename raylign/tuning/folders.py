@@ -20,7 +20,7 @@ import yaml
 
 from raylign.config import RunConfig, load_config
 from raylign.controllers.outputs import output_base
-from raylign.controllers.run_folders import SUMMARY, differences
+from raylign.controllers.run_folders import SUMMARY, differences, write_whole
 from raylign.errors import UserError
 
 CONFIG, STOPPED, ERROR = "config.yaml", "stopped.json", "error.json"
@@ -87,20 +87,12 @@ def prepare(folder: Path, trials: Mapping[str, RunConfig], resume: bool, changed
     for name, config in trials.items():
         file = trial_folder(folder, name) / CONFIG
         if not file.exists():
-            write(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            write_whole(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         for difference in differences(load_config(file), config) if name not in changed else ():
             raise UserError(
                 f"trial {name}: {difference} differs from the trial in {file.parent}; resume the sweep with the same "
                 "configs, or begin a new one"
             )
-
-
-def write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    writing = file.with_name(f".{file.name}.writing")
-    writing.write_text(text)
-    writing.replace(file)
 
 
 def tune_folder(folder: Path) -> Path:

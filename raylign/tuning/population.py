@@ -19,12 +19,13 @@ from typing import Any
 import yaml
 
 from raylign.config import RunConfig, parse_config
-from raylign.config.draw import draw, value_at, with_values
+from raylign.config.draw import draw
+from raylign.config.load import set_value, value_at
 from raylign.config.sweep import Parameter, PBTConfig, SweepConfig
 from raylign.controllers.commits import Commits
-from raylign.controllers.run_folders import CONTENT
-from raylign.tracking import last_value
+from raylign.controllers.run_folders import CONTENT, write_whole
 from raylign.tuning import folders
+from raylign.tuning.results import metric_of
 
 RECORD = "population.json"
 _RESAMPLED = 0.25  # share of changes that are a new draw; the others are a step to the side
@@ -83,11 +84,11 @@ class Population:
         """Decide once, and carry out what is not carried out yet."""
         record = taken(self.folder)
         if step not in record:
-            scores = {name: last_value(self._trial(name) / "metrics.jsonl", self.config.metric) for name in there}
+            scores = {name: metric_of(self.folder, name, self.config.metric) for name in there}
             configs = {name: folders.config_of(self.folder, name) for name in there}
             record[step] = decide(self.config, step, scores, configs)
             written = {str(at): [asdict(one) for one in moves] for at, moves in record.items()}
-            folders.write(self._file, json.dumps(written, indent=1))
+            write_whole(self._file, json.dumps(written, indent=1))
         for move in record[step]:
             if move.trial in there and self._carry_out(move, step):
                 values = ", ".join(f"{key} {value:.4g}" for key, value in move.values.items())
@@ -96,21 +97,19 @@ class Population:
     def _carry_out(self, move: TakeOver, step: int) -> bool:
         """The loser's config and commit become the donor's, less what is its own; False if that was done before."""
         place = self._trial(move.trial)
-        commits = Commits(place / "commits", folders.config_of(self.folder, move.trial).checkpoint.keep)
+        before = folders.config_of(self.folder, move.trial)
+        commits = Commits(place / "commits", before.checkpoint.keep)
         own, mark = commits.latest(), {"donor": move.donor, "step": step}
         if own and (own.step > step or own.state.get("taken_over") == mark):
             return False
         donor = Commits(self._trial(move.donor) / "commits", 1).latest()
         assert donor is not None
         assert donor.step == step
-        config = parse_config(
-            with_values(
-                folders.config_of(self.folder, move.donor).model_dump(mode="json"),
-                move.values | {"seed": move.seed, "name": folders.config_of(self.folder, move.trial).name},
-            ),
-            str(self._file),
-        )
-        folders.write(place / folders.CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        tree = folders.config_of(self.folder, move.donor).model_dump(mode="json")
+        for key, value in (move.values | {"seed": move.seed, "name": before.name}).items():
+            set_value(tree, {}, key, value, str(self._file))
+        config = parse_config(tree, str(self._file))
+        write_whole(place / folders.CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         (place / CONTENT).unlink(missing_ok=True)
         kept = {key: own.state[key] for key in ("tracker", "totals", "wall_seconds")} if own else {}
         commits.take_over(donor, move.seed, kept | {"taken_over": mark})

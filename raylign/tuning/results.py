@@ -14,9 +14,11 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from raylign.config.draw import Point, Sweep, value_at
+from raylign.config.draw import Point, Sweep
+from raylign.config.load import value_at
 from raylign.config.sweep import PBTConfig, is_better
-from raylign.tracking import last_value, read_metrics
+from raylign.controllers.run_folders import write_whole
+from raylign.tracking import read_metrics
 from raylign.tuning import folders
 
 PARQUET, BEST = "results.parquet", "best.yaml"
@@ -57,9 +59,7 @@ def best_of(rows: list[Row], mode: str) -> Row | None:
 def metric_of(folder: Path, name: str, metric: str) -> float | None:
     """What a trial is compared by; None if it has none, or one that is not a number."""
     found = folders.outcome(folder, name)
-    file = found.folder / "metrics.jsonl"
-    value = (found.summary or {}).get(metric) if metric in ENDS else last_value(file, metric)
-    return None if value is None or math.isnan(value) else value
+    return _metric(found, _steps(found), metric)
 
 
 def write_results(sweep: Sweep, rows: list[Row], folder: Path) -> list[Path]:
@@ -88,7 +88,7 @@ def write_results(sweep: Sweep, rows: list[Row], folder: Path) -> list[Path]:
     if isinstance(sweep.config.scheduler, PBTConfig):
         head += "# These are the values at its end; those on the way, and whose state it went on from, are in population.json.\n"
     tree["name"] = f"{sweep.config.name}-best"
-    folders.write(folder / BEST, head + yaml.safe_dump(tree, sort_keys=False))
+    write_whole(folder / BEST, head + yaml.safe_dump(tree, sort_keys=False))
     return [folder / PARQUET, folder / BEST]
 
 
@@ -135,13 +135,25 @@ def number(value: Any) -> str:
 
 def _row(point: Point, metric: str, folder: Path) -> Row:
     found = folders.outcome(folder, point.id)
-    file = found.folder / "metrics.jsonl"
-    steps = read_metrics(file) if file.exists() else []
+    steps = _steps(found)
     summary = found.summary or {}
     ends = {name: summary.get(name) for name in ENDS}
-    value = metric_of(folder, point.id, metric)
+    value = _metric(found, steps, metric)
     step = int(steps[-1]["step"]) if steps else None
     return Row(point.id, point.values, found.status, value, step, ends, found.folder, found.error)
+
+
+def _steps(found: folders.Outcome) -> list[dict[str, Any]]:
+    file = found.folder / "metrics.jsonl"
+    return read_metrics(file) if file.exists() else []
+
+
+def _metric(found: folders.Outcome, steps: list[dict[str, Any]], metric: str) -> float | None:
+    if metric in ENDS:
+        value = (found.summary or {}).get(metric)
+    else:
+        value = next((row[metric] for row in reversed(steps) if row.get(metric) is not None), None)
+    return None if value is None or math.isnan(value) else value
 
 
 def _at_the_end(row: Row) -> Row:

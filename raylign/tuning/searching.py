@@ -17,6 +17,7 @@ from raylign.config import RunConfig
 from raylign.config.draw import RUN, Drawing, Point, Sweep
 from raylign.config.sweep import Parameter
 from raylign.controllers.run import make_stages
+from raylign.controllers.run_folders import write_whole
 from raylign.errors import UserError
 from raylign.tuning import folders
 from raylign.tuning.results import metric_of
@@ -96,14 +97,14 @@ class Asked(Searcher):
         config = folders.anchored(point.config)
         check_sizes({point.id: config})
         make_stages([config], quiet=True)
-        folders.write(folders.trial_folder(self._folder, point.id) / VALUES, json.dumps(values))
+        write_whole(folders.trial_folder(self._folder, point.id) / VALUES, json.dumps(values))
         folders.prepare(self._folder, {point.id: config}, resume=True)
         self._points.append(point)
         return point
 
     def _values(self, asked: Trial) -> dict[str, Any]:
         """Each key whose condition holds; a key is asked for behind those that its condition is about."""
-        space, values = self._space(), {}
+        space, values = self._drawing.space, {}
         while ready := [key for key in space if not (self._drawing.about(key) & space.keys())]:
             for key in ready:
                 parameter = space.pop(key)
@@ -114,7 +115,7 @@ class Asked(Searcher):
     def _told(self, point: Point) -> FrozenTrial:
         """An ended trial of an earlier process."""
         values = json.loads((folders.trial_folder(self._folder, point.id) / VALUES).read_text())
-        space = self._space()
+        space = self._drawing.space
         value = metric_of(self._folder, point.id, self._config.metric)
         state = self._optuna.trial.TrialState
         return self._optuna.trial.create_trial(
@@ -123,10 +124,6 @@ class Asked(Searcher):
             value=value,
             state=state.FAIL if value is None else state.COMPLETE,
         )
-
-    def _space(self) -> dict[str, Parameter]:
-        runs = {RUN: Parameter(choice=self._config.runs)} if len(self._config.runs) > 1 else {}
-        return runs | self._config.search
 
 
 def asked_before(drawing: Drawing, folder: Path) -> list[Point]:

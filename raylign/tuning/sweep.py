@@ -19,7 +19,7 @@ from raylign.config.draw import Sweep
 from raylign.config.sweep import PBTConfig
 from raylign.controllers.outputs import output_base
 from raylign.controllers.run import make_stages
-from raylign.controllers.run_folders import fresh_folder, newest_folder
+from raylign.controllers.run_folders import fresh_folder, newest_folder, write_whole
 from raylign.controllers.stopping import stop_on_signal
 from raylign.errors import Interrupted, RaylignError
 from raylign.tuning import folders
@@ -68,7 +68,7 @@ def sweep(loaded: Sweep, *, resume: bool = False, quiet: bool = False, work: Wor
     trials = _configs(loaded)
     changed = {move.trial for moves in taken(folder).values() for move in moves}
     folders.prepare(folder, trials, resume=True, changed=changed)
-    folders.write(folder / "sweep.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_whole(folder / "sweep.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     left = {name: one for name, one in trials.items() if not folders.outcome(folder, name).ended}
     num_left = searcher.num_left if searcher else len(left)
     stop = Stop()

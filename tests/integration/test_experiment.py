@@ -19,6 +19,7 @@ from raylign.actors.session import ray_session
 from raylign.actors.waiting import Stop
 from raylign.config import RunConfig
 from raylign.config.sweep import SweepConfig
+from raylign.controllers.run_folders import write_whole
 from raylign.errors import PlacementError, UserError
 from raylign.tracking import Sink
 from raylign.tuning import folders
@@ -65,7 +66,7 @@ def work(one: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -> Non
                     sink.log(step, {"sft/loss": float(value)})
         case ["sleeps"]:
             time.sleep(120)
-    folders.write(folder / "summary.json", json.dumps({"name": one.name}))
+    write_whole(folder / "summary.json", json.dumps({"name": one.name}))
 
 
 def run(folder: Path, names: list[str], **options: Any) -> dict[str, folders.Outcome]:
