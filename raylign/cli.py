@@ -134,9 +134,9 @@ def plan(
     quiet_libraries()
     from raylign.cluster import devices
     from raylign.cluster.plan import plan as make
-    from raylign.cluster.plan import uses_gpus
     from raylign.cluster.show_plan import show_plan
     from raylign.cluster.spec import load_spec
+    from raylign.controllers.phases import uses_gpus
 
     if gpu:
         device = devices.gpu(gpu)

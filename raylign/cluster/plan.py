@@ -16,7 +16,7 @@ from raylign.cluster.memory import MemoryModel
 from raylign.cluster.parts import RoleMemory
 from raylign.cluster.rows import steps_of
 from raylign.config import RunConfig
-from raylign.controllers.phases import phases, role_resources
+from raylign.controllers.phases import phases, role_resources, uses_gpus
 from raylign.errors import UserError
 
 
@@ -87,11 +87,6 @@ class Plan:
             "gpu_hours": cost.gpu_hours,
             "money": cost.money,
         }
-
-
-def uses_gpus(config: RunConfig) -> bool:
-    """Whether any role of the run is given a GPU, or a part of one."""
-    return any(role_resources(config, name).num_gpus > 0 for stage in phases(config) for name in stage)
 
 
 def plan(

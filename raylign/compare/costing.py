@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from raylign.config import CollectConfig, ModelReward, OnlineConfig, PPOConfig, RunConfig, load_config
-from raylign.controllers.phases import needs_reference
-from raylign.controllers.roles import role_resources
+from raylign.controllers.phases import needs_reference, role_resources, uses_gpus
 
 FLOPS_LEARNED, FLOPS_SCORED = 6, 2
 
@@ -104,7 +103,7 @@ def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes:
     return Cost(
         wall_seconds=wall,
         start_seconds=summary["stage_seconds"].get("start", 0.0),
-        device="gpu" if _uses_gpus(config) else "cpu",
+        device="gpu" if uses_gpus(config) else "cpu",
         device_seconds=everything,
         learning_seconds=longest,
         learning_device_seconds=add_up(learners) - reference_seconds,
@@ -191,12 +190,7 @@ def _passes(folder: Path, steps: int) -> float:
 def _devices(config: RunConfig, role: str) -> float:
     """Devices of all actors of a role."""
     needed = role_resources(config, role)
-    return needed.num_actors * (needed.num_gpus if _uses_gpus(config) else needed.num_cpus)
-
-
-def _uses_gpus(config: RunConfig) -> bool:
-    roles = ("policy", "critic", "reference", "reward", "rollout")
-    return any(role_resources(config, role).num_gpus > 0 for role in roles)
+    return needed.num_actors * (needed.num_gpus if uses_gpus(config) else needed.num_cpus)
 
 
 def _copies(config: RunConfig, role: str) -> int:

@@ -57,6 +57,11 @@ def role_resources(config: RunConfig, name: str) -> RoleResources:
     return getattr(config.placement, name)
 
 
+def uses_gpus(config: RunConfig) -> bool:
+    """Whether any role of the run is given a GPU, or a part of one."""
+    return any(role_resources(config, name).num_gpus > 0 for phase in phases(config) for name in phase)
+
+
 def evaluation_reward(config: RunConfig) -> RewardConfig | None:
     return (config.evaluation and config.evaluation.reward) or config.reward
 
