@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from raylign.compare.tables import Table
 
 if TYPE_CHECKING:
-    from raylign.compare.report import Report, Section
+    from raylign.compare.report import Report
+    from raylign.compare.sections import Section
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }

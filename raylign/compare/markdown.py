@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from raylign.compare.tables import Table
 
 if TYPE_CHECKING:
-    from raylign.compare.report import Report, Section
+    from raylign.compare.report import Report
+    from raylign.compare.sections import Section
 
 
 def text(report: Report, folder: Path) -> str:
