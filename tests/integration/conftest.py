@@ -19,7 +19,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.get_closest_marker("own_process") is None or INNER in os.environ:
         return None
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid],
+        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", pyfuncitem.nodeid],
         cwd=pyfuncitem.config.rootpath,
         env={**{k: v for k, v in os.environ.items() if not k.startswith("RAY_")}, INNER: "1"},
         stdout=subprocess.PIPE,
@@ -31,6 +31,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         output, _ = process.communicate()
     if process.returncode != 0:
         pytest.fail(output, pytrace=False)
+    print(output)  # noqa: T201  (pytest shows it with -s: the figures of a test that measures)
     return True
 
 

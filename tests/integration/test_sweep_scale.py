@@ -2,8 +2,8 @@
 trainable, placement groups and folders are those of every sweep.
 
 A trial's process costs about 3 s of CPU to start. Where 8 machines would share that, here two cores do it for all, and are the
-bottleneck where many trials begin at once. With trials of equal length, which end and begin in waves, it was 2.2 s of the cluster's
-time for each trial (of 20 s) and 1.5 s (of 40 s), of which waiting for a place was 0.08 and 0.07 s.
+bottleneck where many trials begin at once: with trials of equal length, which end and begin in waves, the bound does not hold
+(docs/sweeps.md, "Measured"). `pytest -s` shows the figures.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Looks(Watch):
 @pytest.mark.slow
 @pytest.mark.own_process
 @pytest.mark.timeout(1500)
-def test_200_trials_on_64_gpus_share_them_without_a_gap_or_a_deadlock(tmp_path, capsys):
+def test_200_trials_on_64_gpus_share_them_without_a_gap_or_a_deadlock(tmp_path):
     trials = {f"{n:03d}": config(n) for n in range(NUM_TRIALS)}
     folder = tmp_path / "sweep"
     folders.prepare(folder, trials, resume=False)
@@ -93,10 +93,9 @@ def test_200_trials_on_64_gpus_share_them_without_a_gap_or_a_deadlock(tmp_path, 
     begin, end = looks.times[first_full], looks.times[-1]
     worked = sum(one["gpus"] * max(0.0, min(end, one["end"]) - max(begin, one["start"])) for one in done if one)
     idle = (1 - share) * (end - begin) / NUM_TRIALS  # no GPU reserved though trials wait: the scheduler's part
-    with capsys.disabled():
-        print(  # noqa: T201
-            f"\n{NUM_TRIALS} trials in {wall:.0f} s, {overhead:.2f} s of the cluster's time each over their own work, {idle:.2f} s of it "
-            f"without a place; GPUs reserved {share:.1%}, at work {worked / GPUS / (end - begin):.1%}"
-        )
+    print(  # noqa: T201
+        f"\n{NUM_TRIALS} trials in {wall:.0f} s, {overhead:.2f} s of the cluster's time each over their own work, {idle:.2f} s of it "
+        f"without a place; GPUs reserved {share:.1%}, at work {worked / GPUS / (end - begin):.1%}"
+    )
     assert overhead < 1.0
     assert share > 0.9
