@@ -77,6 +77,24 @@ def test_the_bootstrap_draws_seeds_and_prompts():
     assert prompts.high == pytest.approx(0.6, abs=0.03)
 
 
+def _false_finds(seeds_differ: float, *, draw_seeds: bool = True) -> float:
+    """How often two methods that are equally good are told apart: 3 seeds whose win rates differ, 64 prompts each."""
+    rng, found, comparisons = np.random.default_rng(0), 0, 150
+    for _ in range(comparisons):
+        rates = np.clip(0.5 + seeds_differ * rng.standard_normal(3), 0, 1)
+        columns = [(rng.random(64) < rate).astype(float) for rate in rates]
+        told = bootstrap(columns if draw_seeds else [np.concatenate(columns)], mean_of, draws=200)
+        found += told.against(0.5) != "cannot be told"
+    return found / comparisons
+
+
+def test_equal_methods_are_seldom_told_apart():
+    assert _false_finds(0.0) < 0.03
+    assert _false_finds(0.07) < 0.08
+    assert _false_finds(0.12) < 0.15  # three seeds that differ so much are too few for the bootstrap to know
+    assert _false_finds(0.12, draw_seeds=False) > 0.25, "prompts alone do not know that seeds differ"
+
+
 def test_what_length_alone_won_is_taken_out():
     # 30 longer ones win 80 %, 10 shorter ones 20 %: 65 % in all, and logit 0 in the middle.
     longer, shorter = [[1.0, 5.0]] * 24 + [[0.0, 5.0]] * 6, [[1.0, -5.0]] * 2 + [[0.0, -5.0]] * 8
