@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -95,23 +94,32 @@ def verdict(rows: Sequence[Row], task: str | None, target: float | None = None) 
     seeds = min((len(group.rows) for group in chosen), default=0)
     said = ["Each method at its best setting, chosen on one half of the held-out prompts and judged on the other:"]
     said.append("; ".join(f"{g.title}: score {show(over_seeds([held_back(r) for r in g.rows]))}" for g in chosen) + ".")
-    for one, other in combinations(chosen, 2):
-        gap = higher(one, other)
-        answer = gap.against(0)
-        if answer == "cannot be told":
-            said.append(
-                f"Whether {one.label} or {other.label} scores higher cannot be told ({show(gap, signed=True)})."
-            )
-        else:
-            up, down = (one, other) if answer == "above" else (other, one)
-            size = gap if answer == "above" else higher(up, down)
-            said.append(f"{up.label} scores higher than {down.label} (by {show(size)}).")
+    said += _order(chosen)
     for claim in claims(rows, task, target):
         outcome = {"held": "held", "did not hold": "did not hold", "cannot be told": "cannot be told from these data"}
         said.append(f"“{claim.text}”: {outcome[claim.verdict]}: {claim.why}.")
     if seeds < 2:
         said.append("With one seed there is no interval over seeds, so nothing is concluded about the methods.")
     return " ".join(said)
+
+
+def _order(chosen: Sequence[Group]) -> list[str]:
+    """Sentences: which method scores higher than which, the highest first, and between which it cannot be told."""
+    ranked = sorted(chosen, key=lambda group: -over_seeds([held_back(row) for row in group.rows]).value)
+    said, unknown = [], []
+    for i, one in enumerate(ranked):
+        lower = []
+        for other in ranked[i + 1 :]:
+            gap = higher(one, other)
+            if gap.against(0) == "above":
+                lower.append(f"{other.label} (by {show(gap)})")
+            else:
+                unknown.append(f"{one.label} or {other.label} ({show(gap, signed=True)})")
+        if lower:
+            said.append(f"{one.label} scores higher than {', '.join(lower)}.")
+    if unknown:
+        said.append(f"It cannot be told which scores higher: {'; '.join(unknown)}.")
+    return said
 
 
 def show(interval: Interval, digits: int = 2, *, signed: bool = False) -> str:

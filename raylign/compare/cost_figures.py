@@ -39,7 +39,7 @@ def cost_to_score(
     for row in rows:
         known = [p for p in row.curve if p.score is not None]
         strong = row.id in picked
-        label = None if row.label in named or not strong else f"{row.label} (strong: best setting)"
+        label = None if row.label in named or not strong else row.label
         look = looks[row.label]
         axes.plot(
             [p.device_seconds for p in known],
@@ -53,13 +53,14 @@ def cost_to_score(
         if strong:
             named.add(row.label)
     axes.axhline(goal, color="black", linestyle=":", linewidth=0.8)
-    axes.annotate(f"score {goal:.2f}", (0, goal), textcoords="offset points", xytext=(2, 3), fontsize=8)
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (-4, 3), "ha": "right"}
+    axes.annotate(f"score {goal:.2f}", (1, goal), **place, fontsize=8)
     unit = _unit(rows)
     finish(
         axes,
         x=f"device-seconds of learning ({unit}), start included, stages not",
         y="score on held-out prompts",
-        title="Score over cost, a line a run",
+        title="Score over cost, a line a run (strong: best setting of each method)",
     )
     return figure, goal, [(group, [seconds_to(row, goal) for row in group.rows]) for group in chosen]
 

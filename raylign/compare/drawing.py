@@ -66,10 +66,15 @@ def frame(axes: Any, xs: Sequence[Interval], ys: Sequence[Interval], *, x_from: 
 
 
 def name_points(axes: Any, names: Sequence[tuple[str, float, float]]) -> None:
-    """A small text beside each point (text, x, y), where it covers no other. After the limits of the axes are set."""
+    """A small text beside each point (text, x, y), where it covers no other text and no point. After the limits of the
+    axes are set."""
+    from matplotlib.transforms import Bbox
+
     figure = axes.figure
     figure.draw_without_rendering()
-    taken: list[Any] = []
+    half = 3.5 * figure.dpi / 72  # of a point's mark
+    centres = [axes.transData.transform((x, y)) for _, x, y in names]
+    taken: list[Any] = [Bbox([centre - half, centre + half]) for centre in centres]
     for text, x, y in names:
         for right, up in _BESIDE:
             made = axes.annotate(
@@ -93,7 +98,7 @@ def finish(axes: Any, *, x: str, y: str, title: str = "", legend: bool = True) -
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     if legend and axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(fontsize=8, framealpha=0.8, edgecolor="none")
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:

@@ -122,7 +122,7 @@ def win_rate_figure(rows: Sequence[Row], found: Sequence[Won], rival: str) -> Fi
 
 
 def robustness(rows: Sequence[Row]) -> Figure:
-    """Left the score at each beta, right the spread over all settings and seeds."""
+    """Left the score at each beta, right the spread over all settings and seeds, which also names the colours."""
     figure = new_figure(9.5, 4.2)
     left, right = figure.subplots(1, 2, sharey=True)
     looks = style([row.label for row in rows])
@@ -142,7 +142,7 @@ def robustness(rows: Sequence[Row]) -> Figure:
         ticks = sorted({row.beta for row in rows if row.beta is not None})
         left.set_xticks(ticks, [f"{beta:g}" for beta in ticks])
         left.minorticks_off()
-    finish(left, x="beta (weight of the KL)", y=SCORE, title=f"Score at each beta ({INTERVALS})")
+    finish(left, x="beta (weight of the KL)", y=SCORE, title=f"Score at each beta ({INTERVALS})", legend=False)
     for x, settings in enumerate(found.values()):
         look = looks[settings[0].label]
         scores = [row.score_after for g in settings for row in g.rows]
@@ -151,7 +151,10 @@ def robustness(rows: Sequence[Row]) -> Figure:
         )
         right.scatter(np.full(len(scores), x), scores, color=look["color"], marker=look["marker"], s=22, alpha=0.7)
         right.plot([x - 0.16, x + 0.16], [float(np.median(scores))] * 2, color="black", linewidth=1)
-    right.set_xticks(range(len(found)), [settings[0].label for settings in found.values()], fontsize=8, rotation=12)
+    right.set_xticks(range(len(found)), [settings[0].label for settings in found.values()], fontsize=8)
+    right.tick_params("x", labelrotation=20)
+    for label in right.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
     right.set_xlim(-0.6, len(found) - 0.4)
     finish(right, x="", y="", title="Every run: range over settings and seeds (line: median)", legend=False)
     right.axhline(
@@ -170,6 +173,7 @@ def over_optimisation(rows: Sequence[Row]) -> Figure:
     left, *more = figure.subplots(1, 2 if learned else 1, squeeze=False)[0]
     looks = style([row.label for row in rows])
     named: set[str] = set()
+    told: set[str] = set()
     for row in (row for row in rows if row.done):
         known = [p for p in row.curve if p.score is not None and p.kl is not None]
         line = {"color": looks[row.label]["color"], "alpha": 0.6, "linewidth": 1, "marker": ".", "markersize": 4}
@@ -181,16 +185,16 @@ def over_optimisation(rows: Sequence[Row]) -> Figure:
         )
         named.add(row.label)
     finish(left, x=KL, y=SCORE, title="Score against KL on the way, a line a run")
-    for i, row in enumerate(learned):
+    for row in learned:
         own = [p for p in row.curve if p.reward is not None]
         true = [p for p in row.curve if p.score is not None]
         more[0].plot(
             [p.step for p in own],
             [p.reward or 0.0 for p in own],
-            color="C3",
-            alpha=0.5,
+            color=looks[row.label]["color"],
+            alpha=0.6,
             linewidth=1,
-            label="learned reward (training prompts)" if not i else None,
+            label=None if row.label in told else f"{row.label}: that reward, on training prompts",
         )
         more[0].plot(
             [p.step for p in true],
@@ -199,10 +203,12 @@ def over_optimisation(rows: Sequence[Row]) -> Figure:
             alpha=0.6,
             marker=".",
             linewidth=1,
-            label="score that judges (held-out)" if not i else None,
+            label=None if told else "score that judges, on held-out prompts",
         )
+        told.add(row.label)
     if learned:
-        finish(more[0], x="step", y="reward", title="What is maximised, and what it is for")
+        more[0].xaxis.get_major_locator().set_params(integer=True)
+        finish(more[0], x="step", y="reward", title="The learned reward, and the score that it is for")
     return figure
 
 

@@ -45,6 +45,19 @@ def test_shuffled_names_say_nothing():
     assert "scores higher than" not in verdict(shuffled(made_rows()), "summarize")
 
 
+def test_many_methods_are_told_from_the_highest_down_and_each_pair_once():
+    rows = made_rows(dpo=2.0, ppo=1.0)
+    twin = [replace(row, method="other", label="Other", algorithm="kto") for row in rows if row.method == "dpo"]
+    said = verdict([*rows, *twin], "summarize")
+    above = said[said.index("DPO scores higher") : said.index("“")]
+    assert [part.partition(" (by")[0] for part in above.split(". ")[:2]] == [
+        "DPO scores higher than PPO",
+        "Other scores higher than PPO",
+    ]
+    assert "It cannot be told which scores higher: DPO or Other (+0.00 [" in above
+    assert above.count("PPO") == 2
+
+
 def test_one_seed_says_nothing():
     rows = made_rows(seeds=(0,))
     assert outcome(rows) == {FASTER: "cannot be told", BETTER: "cannot be told"}
