@@ -8,9 +8,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from raylign.compare.exact_rows import optimum_curve
+from raylign.compare.rows import read_rows_file
 from tests.integration.small_runs import RAYLIGN, Ended, Workshop
 
 FAST = {"rollout.engine": "transformers", "model.dropout": False}
@@ -115,3 +118,46 @@ def test_ppo_dpo_and_best_of_n_from_spec_to_report(workshop: Workshop, tmp_path:
     compare(spec)  # nothing is left to run, and the report is written anew
     assert (folder / "report.html").exists()
     assert {file: file.stat().st_mtime_ns for file in folder.glob("trials/*/summary.json")} == made
+
+
+EXACT = {
+    "model": {"path": "task:model", "compute_dtype": "float32"},
+    "data": {"path": "task:prompts"},
+    "reward": {"type": "task"},
+    "evaluation": {"data": {"path": "task:prompts"}, "reward": {"type": "task"}},
+    "rollout": {"engine": "transformers", "sampling": {"max_tokens": 2}},
+    "learner": {"micro_batch_tokens": 8192},
+}
+RLOO = {"name": "rloo", "prompts_per_step": 32, "samples_per_prompt": 8, "epochs": 2, "minibatches": 2}
+ONLINE_DPO = {"name": "online_dpo", "prompts_per_step": 400, "epochs": 1, "minibatches": 2}
+FASTER = {"optimizer": {"learning_rate": 1e-3, "schedule": "linear"}}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_methods_on_the_exact_task_come_near_the_curve_of_the_best_policies(tmp_path: Path):
+    algorithms = {"rloo": {**RLOO, "steps": 30}, "online_dpo": {**ONLINE_DPO, "steps": 60}}
+    for name, algorithm in algorithms.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**EXACT, "algorithm": {**algorithm, **FASTER}}))
+    spec = write_spec(
+        tmp_path,
+        tmp_path / "runs",
+        name="exact",
+        task={"name": "exact", "vocab_size": 3, "length": 2, "num_prompts": 2, "seed": 4},
+        methods=[{"name": name, "run": f"{name}.yaml"} for name in algorithms],
+        betas=[0.3, 1.0],
+        budget={"per": "optimizer_steps", "of_each": 120},
+        overrides={},
+    )
+    compare(spec)
+    (folder,) = (tmp_path / "runs").glob("compare-exact-*")
+    rows = read_rows_file(folder / "rows.json")
+    assert len(rows) == 4
+    kls, scores = (np.array(column) for column in zip(*sorted(optimum_curve(rows)), strict=True))
+    for row in rows:
+        assert row.kl is not None
+        best = float(np.interp(row.kl, kls, scores))
+        assert row.score_after <= best + 0.01, (
+            f"{row.id}: nothing is above the best (chords of the curve are 0.01 below it)"
+        )
+        assert row.score_after - row.score_before > 0.95 * (best - row.score_before), row.id
