@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from raylign.config import RunConfig
 from raylign.config.draw import Sweep
 from raylign.config.metrics import step_metrics
 from raylign.tracking import read_metrics
@@ -25,6 +26,7 @@ _MOST_TICKS = 6  # values of a key that are all named on its axis
 _MOST_LABELS = 10  # trials named in a legend
 _COLOURS = mpl.colormaps["viridis"]
 _BEST = "tab:red"
+_NOT_SET = -0.15  # height for trials that a key is not searched for
 
 
 def draw(sweep: Sweep, rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -97,63 +99,69 @@ def _against_parameters(sweep: Sweep, rows: Sequence[Row], keys: list[str], file
 
 
 def _learning_curves(sweep: Sweep, rows: Sequence[Row], file: Path) -> Path | None:
-    """A metric of every step, trial by trial."""
-    metric = _curve_metric(sweep)
-    figure = Figure((8.5, 5.4), layout="constrained")
-    axes = figure.subplots()
-    best = best_of(list(rows), sweep.config.mode)
-    drawn = 0
+    """A metric of every step, trial by trial; a panel for each metric, as algorithms have different ones."""
+    metric_of = {point.id: _curve_metric(sweep, point.config) for point in sweep.points}
+    curves: dict[str, list[tuple[int, Row, list[dict[str, Any]]]]] = {}
     for i, row in enumerate(rows):
         source = row.folder / "metrics.jsonl"
-        steps = [one for one in read_metrics(source) if one.get(metric) is not None] if source.exists() else []
-        if not steps:
-            continue
-        drawn += 1
-        values = ", ".join(f"{short(key, list(row.values))} {number(value)}" for key, value in row.values.items())
-        axes.plot(
-            [one["step"] for one in steps],
-            [one[metric] for one in steps],
-            color=_BEST if row is best else _COLOURS(0.05 + 0.85 * i / max(1, len(rows) - 1)),
-            linewidth=2.4 if row is best else 1.3,
-            alpha=1.0 if row is best or len(rows) <= _MOST_LABELS else 0.6,
-            zorder=3 if row is best else 2,
-            marker="." if len(steps) < 30 else None,
-            label=f"{row.id}: {values}" if row is best or len(rows) <= _MOST_LABELS else None,
+        steps = (
+            [one for one in read_metrics(source) if one.get(metric_of[row.id]) is not None] if source.exists() else []
         )
-    if not drawn:
+        if steps:
+            curves.setdefault(metric_of[row.id], []).append((i, row, steps))
+    if not curves:
         return None
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(with_unit(metric))
-    axes.set_title(f"{sweep.config.name}: {drawn} trials, the best in red", fontsize=11)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", fontsize=8, ncols=2 if drawn > 4 else 1)
+    best = best_of(list(rows), sweep.config.mode)
+    named = len(rows) <= _MOST_LABELS
+    figure = Figure((8.5 if len(curves) == 1 else 5.5 * len(curves), 5.4), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (metric, drawn) in zip(panels, curves.items(), strict=True):
+        for i, row, steps in drawn:
+            values = ", ".join(f"{short(key, list(row.values))} {number(value)}" for key, value in row.values.items())
+            axes.plot(
+                [one["step"] for one in steps],
+                [one[metric] for one in steps],
+                color=_BEST if row is best else _COLOURS(0.05 + 0.85 * i / max(1, len(rows) - 1)),
+                linewidth=2.4 if row is best else 1.3,
+                alpha=1.0 if row is best or named else 0.6,
+                zorder=3 if row is best else 2,
+                marker="." if len(steps) < 30 else None,
+                label=f"{row.id}: {values}" if row is best or named else None,
+            )
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel(with_unit(metric))
+        axes.grid(alpha=0.3)
+    total = sum(map(len, curves.values()))
+    figure.suptitle(f"{sweep.config.name}: {total} trials, the best in red", fontsize=11)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2 if total > 4 else 1)
     return _save(figure, file)
 
 
 def _parallel(sweep: Sweep, rows: Sequence[Row], keys: list[str], file: Path) -> Path:
-    """A line a trial through the values of all its keys to its metric, which gives it its colour."""
-    there = [row for row in rows if all(key in row.values for key in keys)]
+    """A line a trial through the values of its keys to its metric, which gives it its colour. A key that only some trials
+    have (`when`) has a place below its values for the others."""
     figure = Figure((2.2 * (len(keys) + 1) + 1.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    metrics = [row.metric or 0.0 for row in there]
+    metrics = [row.metric or 0.0 for row in rows]
     colours = Normalize(min(metrics), max(metrics) + 1e-12)
-    axis_of = {key: _Axis([row.values[key] for row in there]) for key in keys}
-    scaled = [axis_of[key].scaled() for key in keys]
-    best = best_of(there, sweep.config.mode)
-    for i, row in enumerate(there):
-        heights = [column[i] for column in scaled] + [float(colours(metrics[i]))]
+    axis_of = {key: _Axis([row.values[key] for row in rows if key in row.values]) for key in keys}
+    best = best_of(list(rows), sweep.config.mode)
+    for row, metric in zip(rows, metrics, strict=True):
+        heights = [axis_of[key].height(row.values[key]) if key in row.values else _NOT_SET for key in keys]
+        heights.append(float(colours(metric)))
         axes.plot(
             range(len(keys) + 1),
             heights,
-            color=_COLOURS(colours(metrics[i])),
+            color=_COLOURS(colours(metric)),
             linewidth=3 if row is best else 1.4,
             alpha=1 if row is best else 0.75,
             marker=".",
         )
     for column, key in enumerate(keys):
         axes.axvline(column, color="black", linewidth=0.8)
-        for height, text in axis_of[key].ticks():
+        everywhere = all(key in row.values for row in rows)
+        for height, text in [*axis_of[key].ticks(), *([] if everywhere else [(_NOT_SET, "not set")])]:
             axes.annotate(
                 text,
                 (column, height),
@@ -168,7 +176,7 @@ def _parallel(sweep: Sweep, rows: Sequence[Row], keys: list[str], file: Path) ->
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(keys) + 0.1)
     figure.colorbar(ScalarMappable(colours, _COLOURS), ax=axes, label=with_unit(sweep.config.metric))
-    axes.set_title(f"{sweep.config.name}: {len(there)} trials, the best one thick", fontsize=11)
+    axes.set_title(f"{sweep.config.name}: {len(rows)} trials, the best one thick", fontsize=11)
     return _save(figure, file)
 
 
@@ -194,9 +202,9 @@ class _Axis:
             axes.set_xticks(range(len(self.texts)), list(self.texts))
             axes.set_xlim(-0.5, len(self.texts) - 0.5)
 
-    def scaled(self) -> list[float]:
+    def height(self, value: Any) -> float:
         """From 0 to 1."""
-        return [self._scale(place) for place in self.places]
+        return self._scale(float(value) if self.are_numbers else float(self.texts[number(value)]))
 
     def ticks(self) -> list[tuple[float, str]]:
         """Height and text of what is worth naming: all of few values, else the ends and the middle."""
@@ -215,9 +223,8 @@ class _Axis:
         return 0.5 if high == low else (place - low) / (high - low)
 
 
-def _curve_metric(sweep: Sweep) -> str:
-    """The sweep's metric if steps have it; else what every step of its algorithm has."""
-    config = sweep.points[0].config
+def _curve_metric(sweep: Sweep, config: RunConfig) -> str:
+    """The sweep's metric if steps have it; else what every step of the run's algorithm has."""
     steps = step_metrics(config)
     if sweep.config.metric in steps:
         return sweep.config.metric

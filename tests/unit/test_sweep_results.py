@@ -6,18 +6,20 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from raylign.config import load_config
 from raylign.config.draw import Sweep, load_sweep
 from raylign.errors import UserError
-from raylign.tuning import folders
+from raylign.tuning import folders, plots
 from raylign.tuning.plots import draw, with_unit
 from raylign.tuning.results import best_of, number, results_table, rows_of, short, write_results
-from tests.unit.test_sweep_config import PPO
+from tests.unit.test_sweep_config import DPO, PPO
 
 RUN = PPO | {"evaluation": {"data": {"path": "task:eval_prompts"}, "every_steps": 2}}
 SEARCH = {
@@ -90,6 +92,41 @@ def test_a_row_a_trial_the_best_config_and_pictures(tmp_path, metric, mode):
     lines = shown.get().splitlines()
     assert best.id in lines[3]  # the best stands first
     assert "failed: RuntimeError: broken" in shown.get()
+
+
+def test_trials_of_two_algorithms_are_all_drawn_though_no_trial_has_every_key(tmp_path, monkeypatch):
+    for name, run in (("ppo", RUN), ("dpo", DPO)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(run))
+    search = {
+        "algorithm.kl.coef": {"grid": [0.02, 0.1], "when": {"run": "ppo.yaml"}},
+        "algorithm.beta": {"grid": [0.1, 0.3], "when": {"run": "dpo.yaml"}},
+        "seed": {"grid": [0, 1]},
+    }
+    tree = {"name": "both", "run": ["ppo.yaml", "dpo.yaml"], "search": search, "metric": "score_after"}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    sweep, folder = load_sweep(tmp_path / "sweep.yaml"), tmp_path / "runs"
+    folders.prepare(folder, {point.id: point.config for point in sweep.points}, resume=False)
+    for i, point in enumerate(sweep.points):
+        place = folders.trial_folder(folder, point.id)
+        metric = "dpo/loss" if point.config.algorithm.name == "dpo" else "reward/mean"
+        (place / "metrics.jsonl").write_text("".join(json.dumps({"step": s, metric: s / 9}) + "\n" for s in (1, 2)))
+        summary = {"score_before": 0.0, "score_after": float(i), "kl": 1.0, "wall_seconds": 9.0}
+        (place / "summary.json").write_text(json.dumps(summary))
+    pictures: dict[str, Figure] = {}
+    monkeypatch.setattr(plots, "_save", lambda figure, file: pictures.setdefault(file.stem, figure))
+    draw(sweep, rows_of(sweep, folder), folder)
+    learning, parallel = pictures["learning_curves"].axes, pictures["parallel_coordinates"].axes[0]
+    assert [(axes.get_ylabel(), len(axes.get_lines())) for axes in learning] == [
+        ("reward/mean (score)", 4),
+        ("dpo/loss", 4),
+    ]
+    lines = [
+        line for line in parallel.get_lines() if len(np.asarray(line.get_xdata())) == 5
+    ]  # four keys and the metric
+    assert len(lines) == len(sweep.points) == 8
+    below = [int((np.asarray(line.get_ydata(), dtype=float) < 0).sum()) for line in lines]
+    assert below == [1] * 8, "each is without the other algorithm's key"
+    assert [text.get_text() for text in parallel.texts].count("not set") == 2
 
 
 def test_a_trial_is_gone_on_with_only_if_it_is_the_same(tmp_path):
