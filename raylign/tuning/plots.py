@@ -21,7 +21,7 @@ from raylign.tracking import read_metrics
 from raylign.tuning.results import Row, best_of, number, searched, short
 
 _DPI = 150
-_LOG_SPAN = 20  # ratio of largest to smallest value from which an axis is logarithmic
+_LOG_SPAN = 10  # ratio of largest to smallest value from which an axis is logarithmic
 _MOST_TICKS = 6  # values of a key that are all named on its axis
 _MOST_LABELS = 10  # trials named in a legend
 _COLOURS = mpl.colormaps["viridis"]
@@ -192,13 +192,13 @@ class _Axis:
         self._low, self._high = low, high
 
     def label(self, axes: Axes) -> None:
-        few = sorted(set(self.places)) if self.are_numbers else []
         if self.is_log:
             axes.set_xscale("log")
-        if 0 < len(few) <= _MOST_TICKS:
-            axes.set_xticks(few, [f"{value:.3g}" for value in few])
+        if self.are_numbers:
+            named = self._named()
+            axes.set_xticks(named, [f"{value:.3g}" for value in named])
             axes.minorticks_off()
-        elif not self.are_numbers:
+        else:
             axes.set_xticks(range(len(self.texts)), list(self.texts))
             axes.set_xlim(-0.5, len(self.texts) - 0.5)
 
@@ -207,14 +207,18 @@ class _Axis:
         return self._scale(float(value) if self.are_numbers else float(self.texts[number(value)]))
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Height and text of what is worth naming: all of few values, else the ends and the middle."""
+        """Height and text of what is worth naming."""
         if not self.are_numbers:
             return [(self._scale(float(i)), text) for text, i in self.texts.items()]
+        return [(self._scale(value), f"{value:.3g}") for value in self._named()]
+
+    def _named(self) -> list[float]:
+        """All of few values, else the ends and the middle."""
         values = sorted(set(self.places))
         if len(values) > _MOST_TICKS:
             middle = math.sqrt(self._low * self._high) if self.is_log else (self._low + self._high) / 2
             values = [self._low, middle, self._high]
-        return [(self._scale(value), f"{value:.3g}") for value in values]
+        return values
 
     def _scale(self, place: float) -> float:
         low, high = self._low, self._high

@@ -98,13 +98,15 @@ def searched(rows: list[Row]) -> list[str]:
 
 
 def results_table(sweep: Sweep, rows: list[Row]) -> Table:
-    """Best first; failed ones last, with what went wrong."""
+    """Best first; failed ones last, with what went wrong. Where it is too wide, cells are folded: no digit is lost."""
     config, keys = sweep.config, searched(rows)
     best = best_of(rows, config.mode)
     table = Table("trial", *(escape(short(key, keys)) for key in keys), "status")
     shown = [name for name in ENDS if name != config.metric and any(row.ends[name] is not None for row in rows)]
     for name in (f"{config.metric} ({config.mode})", *shown):
         table.add_column(name.replace("_seconds", " (s)"), justify="right")
+    for column in table.columns:
+        column.overflow = "fold"
     for row in sorted(rows, key=lambda row: _rank(row, config.mode)):
         cells = [number(row.values.get(key)) for key in keys]
         values = [number(row.metric), *(number(row.ends[name]) for name in shown)]

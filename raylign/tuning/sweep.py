@@ -33,6 +33,8 @@ from raylign.tuning.searching import Asked, asked_before
 from raylign.tuning.size import check_sizes
 from raylign.tuning.trainable import PartOfRun, Work, whole_run
 
+WIDTH = 120  # of the table where it is not a terminal's
+
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -120,7 +122,9 @@ def show(loaded: Sweep, result: SweepResult, console: Console | None = None) -> 
     Raises:
         RaylignError: trials failed, or none finished.
     """
-    console = console or Console()
+    if console is None:
+        usual = Console()
+        console = usual if usual.is_terminal else Console(width=max(usual.width, WIDTH))
     console.print(results_table(loaded, result.rows))
     for file in result.files:
         console.print(escape(str(file)), soft_wrap=True, highlight=False)

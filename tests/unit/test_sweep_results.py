@@ -92,6 +92,10 @@ def test_a_row_a_trial_the_best_config_and_pictures(tmp_path, metric, mode):
     lines = shown.get().splitlines()
     assert best.id in lines[3]  # the best stands first
     assert "failed: RuntimeError: broken" in shown.get()
+    narrow = Console(width=60)
+    with narrow.capture() as folded:
+        narrow.print(results_table(sweep, rows))
+    assert "…" not in folded.get(), "what does not fit is folded, not cut"
 
 
 def test_trials_of_two_algorithms_are_all_drawn_though_no_trial_has_every_key(tmp_path, monkeypatch):
