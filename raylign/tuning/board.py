@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from rich.console import Console
@@ -12,8 +12,10 @@ from rich.live import Live
 from rich.table import Table
 
 from raylign.config.draw import Sweep
+from raylign.config.sweep import PBTConfig
 from raylign.tracking import progress_console
 from raylign.tuning.experiment import Watch
+from raylign.tuning.population import TakeOver
 from raylign.tuning.results import number, short
 
 _REFRESH = 0.5  # seconds
@@ -21,9 +23,22 @@ _MOST = 20  # trials shown at once
 
 
 class Board(Watch):
-    """A context manager around the experiment."""
+    """A context manager around the experiment.
 
-    def __init__(self, sweep: Sweep, done: int, *, quiet: bool = False, console: Console | None = None) -> None:
+    Args:
+        done: trials that had ended before.
+        earlier: what a population had become before, in order.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        done: int,
+        *,
+        earlier: Iterable[TakeOver] = (),
+        quiet: bool = False,
+        console: Console | None = None,
+    ) -> None:
         self._sweep, self._done, self._quiet = sweep, done, quiet
         self._console = console or progress_console()
         self._status: dict[str, str] = {}
@@ -31,6 +46,9 @@ class Board(Watch):
         self._live: Live | None = None
         self._shown = 0.0
         self._start = time.monotonic()
+        self._taken: dict[str, dict[str, Any]] = {}
+        for move in earlier:
+            self._adopt(move)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.is_dumb_terminal and not self._quiet:
@@ -43,8 +61,9 @@ class Board(Watch):
             self._live.stop()
 
     def started(self, trial: str) -> None:
+        how = "goes on" if trial in self._status else "started"
         self._status[trial] = "runs"
-        self._line(f"trial {trial}: started ({self._values(trial)})")
+        self._line(f"trial {trial}: {how} ({self._told(trial)})")
 
     def reported(self, trial: str, step: int, metrics: Mapping[str, Any]) -> None:
         value = metrics.get(self._sweep.config.metric)
@@ -52,20 +71,24 @@ class Board(Watch):
         self._last[trial] = (step, float(value) if value is not None else before and before[1])
 
     def ended(self, trial: str, how: str) -> None:
+        if how == "interrupted" and isinstance(self._sweep.config.scheduler, PBTConfig):
+            how = "committed"  # and goes on in the next generation
         self._status[trial] = how
         step = f" at step {self._last[trial][0]}" if trial in self._last else ""
         self._line(f"trial {trial}: {how}{step}; {self._count()}")
+
+    def took_over(self, step: int, move: TakeOver) -> None:
+        """A trial goes on as another one does: a line that stays, on a terminal too."""
+        self._adopt(move)
+        if not self._quiet:
+            text = f"trial {move.trial}: goes on from trial {move.donor} at step {step} ({self._told(move.trial)})"
+            self._console.print(text, soft_wrap=True, highlight=False)
 
     def tick(self) -> None:
         now = time.monotonic()
         if self._live and now - self._shown > _REFRESH:
             self._shown = now
             self._live.update(self._table(), refresh=True)
-
-    def note(self, text: str) -> None:
-        """A line that stays, on a terminal too."""
-        if not self._quiet:
-            self._console.print(text, soft_wrap=True, highlight=False)
 
     def _line(self, text: str) -> None:
         if not self._quiet and not self._live:
@@ -78,8 +101,15 @@ class Board(Watch):
         told = [f"{n} {'running' if status == 'runs' else status}" for status, n in sorted(counts.items()) if n]
         return ", ".join([*told, *([f"{waiting} waiting"] if waiting else [])])
 
-    def _values(self, trial: str) -> str:
-        values = next(point.values for point in self._sweep.points if point.id == trial)
+    def _adopt(self, move: TakeOver) -> None:
+        self._taken[move.trial] = self._values(move.donor) | move.values
+
+    def _values(self, trial: str) -> dict[str, Any]:
+        drawn = next(point.values for point in self._sweep.points if point.id == trial)
+        return self._taken.get(trial, drawn)
+
+    def _told(self, trial: str) -> str:
+        values = self._values(trial)
         return ", ".join(f"{short(key, list(values))} {number(value)}" for key, value in values.items())
 
     def _table(self) -> Table:
@@ -90,5 +120,5 @@ class Board(Watch):
         others = [trial for trial in self._status if trial not in running]
         for trial in [*others[-max(0, _MOST - len(running)) :], *running[:_MOST]]:
             step, value = self._last.get(trial, (0, None))
-            table.add_row(trial, self._values(trial), self._status[trial], str(step), number(value))
+            table.add_row(trial, self._told(trial), self._status[trial], str(step), number(value))
         return table

@@ -59,14 +59,16 @@ class Population:
         self._file = folder / RECORD
 
     def train(
-        self, execute: Callable[[Mapping[str, RunConfig], int], None], tell: Callable[[str], None] = lambda line: None
+        self,
+        execute: Callable[[Mapping[str, RunConfig], int], None],
+        tell: Callable[[int, TakeOver], None] = lambda step, move: None,
     ) -> None:
         """Run all trials to their ends.
 
         Args:
             execute: runs these trials until they have committed that step, or came to their end; returns early if it
                 was stopped.
-            tell: is given a line for each take-over.
+            tell: is given each take-over and the step at which it was.
         """
         until = 0
         while live := [name for name in self._live() if name not in self._failed]:
@@ -80,7 +82,7 @@ class Population:
                 return
             self._evolve(until, there, tell)
 
-    def _evolve(self, step: int, there: list[str], tell: Callable[[str], None]) -> None:
+    def _evolve(self, step: int, there: list[str], tell: Callable[[int, TakeOver], None]) -> None:
         """Decide once, and carry out what is not carried out yet."""
         record = taken(self.folder)
         if step not in record:
@@ -91,8 +93,7 @@ class Population:
             write_whole(self._file, json.dumps(written, indent=1))
         for move in record[step]:
             if move.trial in there and self._carry_out(move, step):
-                values = ", ".join(f"{key} {value:.4g}" for key, value in move.values.items())
-                tell(f"trial {move.trial}: goes on from trial {move.donor} at step {step} ({values})")
+                tell(step, move)
 
     def _carry_out(self, move: TakeOver, step: int) -> bool:
         """The loser's config and commit become the donor's, less what is its own; False if that was done before."""

@@ -68,8 +68,8 @@ def sweep(loaded: Sweep, *, resume: bool = False, quiet: bool = False, work: Wor
         loaded = replace(loaded, points=asked_before(loaded.drawing, folder))
         searcher = Asked(loaded, folder, list(examples.values()))
     trials = _configs(loaded)
-    changed = {move.trial for moves in taken(folder).values() for move in moves}
-    folders.prepare(folder, trials, resume=True, changed=changed)
+    earlier = [move for _, moves in sorted(taken(folder).items()) for move in moves]
+    folders.prepare(folder, trials, resume=True, changed={move.trial for move in earlier})
     write_whole(folder / "sweep.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     left = {name: one for name, one in trials.items() if not folders.outcome(folder, name).ended}
     num_left = searcher.num_left if searcher else len(left)
@@ -79,7 +79,7 @@ def sweep(loaded: Sweep, *, resume: bool = False, quiet: bool = False, work: Wor
             needed = examples if searcher else left
             check_sizes(needed)
             make_stages(needed.values(), quiet=quiet)
-            with Board(loaded, loaded.num_trials - num_left, quiet=quiet) as board:
+            with Board(loaded, loaded.num_trials - num_left, earlier=earlier, quiet=quiet) as board:
                 begin = partial(Experiment, folder, max_failures=config.max_failures, stop=stop, watch=board, work=work)
                 if isinstance(config.scheduler, PBTConfig):
                     _by_generations(begin, Population(folder, config, trials), config.budget.seconds, board)
@@ -102,7 +102,7 @@ def _by_generations(
         rest = None if seconds is None else max(0.0, seconds - (time.monotonic() - start))
         begin(trials, seconds=rest, work=PartOfRun(until), ends=False).run()
 
-    population.train(generation, board.note)
+    population.train(generation, board.took_over)
 
 
 def _configs(loaded: Sweep) -> dict[str, RunConfig]:

@@ -106,13 +106,13 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 def test_the_worst_go_on_from_the_best_and_every_trial_comes_to_its_end(tmp_path):
     learns, told = Learns(tmp_path), []
-    begin(tmp_path).train(learns, told.append)
+    begin(tmp_path).train(learns, lambda step, move: told.append((step, move)))
     assert learns.calls == [(until, sorted(CONFIGS)) for until in (2, 4, 6)]
     moves = taken(tmp_path)
     assert {step: [(m.trial, m.donor) for m in found] for step, found in moves.items()}[2] == [("000", "003")]
     assert set(moves) == {2, 4, 6}
     assert moves[6] == [], "who is at the end is left alone"
-    assert [line.split(":")[0] for line in told] == ["trial 000", f"trial {moves[4][0].trial}"]
+    assert told == [(step, move) for step in (2, 4) for move in moves[step]]
     for name in CONFIGS:
         assert folders.outcome(tmp_path, name).summary is not None
     (move,) = moves[2]
@@ -125,7 +125,7 @@ def test_the_worst_go_on_from_the_best_and_every_trial_comes_to_its_end(tmp_path
 def test_a_take_over_is_the_donors_state_with_a_seed_and_a_history_of_its_own(tmp_path):
     population, learns = begin(tmp_path), Learns(tmp_path)
     learns(CONFIGS, 2)
-    population._evolve(2, list(CONFIGS), lambda line: None)
+    population._evolve(2, list(CONFIGS), lambda step, move: None)
     loser, donor = (Commits(folders.trial_folder(tmp_path, n) / "commits", 1).latest() for n in ("000", "003"))
     assert loser
     assert donor
@@ -159,7 +159,7 @@ def test_a_crash_at_any_moment_of_a_take_over_changes_nothing(tmp_path, monkeypa
 
         patched.setattr(place, breaking)
         with pytest.raises(KeyboardInterrupt):
-            population._evolve(2, list(CONFIGS), lambda line: None)
+            population._evolve(2, list(CONFIGS), lambda step, move: None)
     begin(crashed).train(learns)
     assert state_of(crashed) == state_of(whole)
 
