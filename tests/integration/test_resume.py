@@ -30,7 +30,7 @@ def kill_at(workshop, name: str, run: str, step: int, resume: bool, *overrides: 
     assert left_behind(children) == []
 
 
-@pytest.mark.parametrize("name", ["ppo", "dpo"])
+@pytest.mark.parametrize("name", ["ppo", pytest.param("dpo", marks=pytest.mark.slow)])  # two minutes each
 @pytest.mark.timeout(900)
 def test_killed_and_resumed_is_bit_identical(workshop, name):
     whole = workshop.run(name, f"name={name}_uninterrupted", EVERY_STEP)
