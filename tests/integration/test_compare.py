@@ -138,7 +138,9 @@ FASTER = {"optimizer": {"learning_rate": 1e-3, "schedule": "linear"}}
 def test_methods_on_the_exact_task_come_near_the_curve_of_the_best_policies(tmp_path: Path):
     algorithms = {"rloo": {**RLOO, "steps": 30}, "online_dpo": {**ONLINE_DPO, "steps": 60}}
     for name, algorithm in algorithms.items():
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**EXACT, "algorithm": {**algorithm, **FASTER}}))
+        (tmp_path / f"{name}.yaml").write_text(
+            yaml.safe_dump({"name": name, **EXACT, "algorithm": {**algorithm, **FASTER}})
+        )
     spec = write_spec(
         tmp_path,
         tmp_path / "runs",
