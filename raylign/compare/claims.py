@@ -93,7 +93,7 @@ def verdict(rows: Sequence[Row], task: str | None, target: float | None = None) 
     chosen = [best(settings) for settings in methods(rows).values()]
     seeds = min((len(group.rows) for group in chosen), default=0)
     said = ["Each method at its best setting, chosen on one half of the held-out prompts and judged on the other:"]
-    said.append("; ".join(f"{g.title}: score {show(over_seeds([held_back(r) for r in g.rows]))}" for g in chosen) + ".")
+    said.append("; ".join(f"{g.title}: score {show(_judged(g))}" for g in chosen) + ".")
     said += _order(chosen)
     for claim in claims(rows, task, target):
         outcome = {"held": "held", "did not hold": "did not hold", "cannot be told": "cannot be told from these data"}
@@ -103,9 +103,14 @@ def verdict(rows: Sequence[Row], task: str | None, target: float | None = None) 
     return " ".join(said)
 
 
+def _judged(group: Group) -> Interval:
+    """Its score on the prompts that no setting was chosen by."""
+    return over_seeds([held_back(row) for row in group.rows])
+
+
 def _order(chosen: Sequence[Group]) -> list[str]:
     """Sentences: which method scores higher than which, the highest first, and between which it cannot be told."""
-    ranked = sorted(chosen, key=lambda group: -over_seeds([held_back(row) for row in group.rows]).value)
+    ranked = sorted(chosen, key=lambda group: -_judged(group).value)
     said, unknown = [], []
     for i, one in enumerate(ranked):
         lower = []

@@ -37,15 +37,15 @@ def write_report(spec: CompareConfig, spec_file: Path, rows: Sequence[Row], fold
 
 def make_report(spec: CompareConfig, spec_file: Path, rows: Sequence[Row], folder: Path) -> Report:
     """Draws the figures into `folder/figures`."""
-    done = [row for row in rows if row.done]
+    of = Material(spec, rows, folder)
     task = spec.task.name if spec.task else None
     return Report(
         title=f"{spec.name}: {', '.join(dict.fromkeys(row.label for row in rows))}",
         command=f"raylign compare {shlex.quote(os.path.relpath(spec_file))}",
         about=_about(spec, rows),
-        verdict=verdict(done, task, spec.target_score),
-        claims=tuple(claims(done, task, spec.target_score)),
-        sections=tuple(make_sections(Material(spec, rows, done, folder))),
+        verdict=verdict(of.done, task, spec.target_score),
+        claims=tuple(claims(of.done, task, spec.target_score)),
+        sections=tuple(make_sections(of)),
     )
 
 

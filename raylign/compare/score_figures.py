@@ -173,7 +173,6 @@ def over_optimisation(rows: Sequence[Row]) -> Figure:
     left, *more = figure.subplots(1, 2 if learned else 1, squeeze=False)[0]
     looks = style([row.label for row in rows])
     named: set[str] = set()
-    told: set[str] = set()
     for row in (row for row in rows if row.done):
         known = [p for p in row.curve if p.score is not None and p.kl is not None]
         line = {"color": looks[row.label]["color"], "alpha": 0.6, "linewidth": 1, "marker": ".", "markersize": 4}
@@ -185,6 +184,7 @@ def over_optimisation(rows: Sequence[Row]) -> Figure:
         )
         named.add(row.label)
     finish(left, x=KL, y=SCORE, title="Score against KL on the way, a line a run")
+    told: set[str] = set()
     for row in learned:
         own = [p for p in row.curve if p.reward is not None]
         true = [p for p in row.curve if p.score is not None]

@@ -32,8 +32,12 @@ class Material:
 
     spec: CompareConfig
     rows: Sequence[Row]
-    done: list[Row]  # the rows of runs that did not fail
     folder: Path  # of the report; figures are saved below it
+
+    @property
+    def done(self) -> list[Row]:
+        """Of the runs that did not fail."""
+        return [row for row in self.rows if row.done]
 
     @property
     def figures(self) -> Path:

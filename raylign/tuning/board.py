@@ -16,7 +16,7 @@ from raylign.config.sweep import PBTConfig
 from raylign.tracking import progress_console
 from raylign.tuning.experiment import Watch
 from raylign.tuning.population import TakeOver
-from raylign.tuning.results import number, short
+from raylign.tuning.results import number, told
 
 _REFRESH = 0.5  # seconds
 _MOST = 20  # trials shown at once
@@ -63,7 +63,7 @@ class Board(Watch):
     def started(self, trial: str) -> None:
         how = "goes on" if trial in self._status else "started"
         self._status[trial] = "runs"
-        self._line(f"trial {trial}: {how} ({self._told(trial)})")
+        self._line(f"trial {trial}: {how} ({told(self._values(trial))})")
 
     def reported(self, trial: str, step: int, metrics: Mapping[str, Any]) -> None:
         value = metrics.get(self._sweep.config.metric)
@@ -81,7 +81,9 @@ class Board(Watch):
         """A trial goes on as another one does: a line that stays, on a terminal too."""
         self._adopt(move)
         if not self._quiet:
-            text = f"trial {move.trial}: goes on from trial {move.donor} at step {step} ({self._told(move.trial)})"
+            text = (
+                f"trial {move.trial}: goes on from trial {move.donor} at step {step} ({told(self._values(move.trial))})"
+            )
             self._console.print(text, soft_wrap=True, highlight=False)
 
     def tick(self) -> None:
@@ -98,8 +100,8 @@ class Board(Watch):
         counts = Counter(self._status.values())
         counts["finished"] += self._done
         waiting = self._sweep.num_trials - sum(counts.values())
-        told = [f"{n} {'running' if status == 'runs' else status}" for status, n in sorted(counts.items()) if n]
-        return ", ".join([*told, *([f"{waiting} waiting"] if waiting else [])])
+        parts = [f"{n} {'running' if status == 'runs' else status}" for status, n in sorted(counts.items()) if n]
+        return ", ".join([*parts, *([f"{waiting} waiting"] if waiting else [])])
 
     def _adopt(self, move: TakeOver) -> None:
         self._taken[move.trial] = self._values(move.donor) | move.values
@@ -107,10 +109,6 @@ class Board(Watch):
     def _values(self, trial: str) -> dict[str, Any]:
         drawn = next(point.values for point in self._sweep.points if point.id == trial)
         return self._taken.get(trial, drawn)
-
-    def _told(self, trial: str) -> str:
-        values = self._values(trial)
-        return ", ".join(f"{short(key, list(values))} {number(value)}" for key, value in values.items())
 
     def _table(self) -> Table:
         metric = self._sweep.config.metric
@@ -120,5 +118,5 @@ class Board(Watch):
         others = [trial for trial in self._status if trial not in running]
         for trial in [*others[-max(0, _MOST - len(running)) :], *running[:_MOST]]:
             step, value = self._last.get(trial, (0, None))
-            table.add_row(trial, self._told(trial), self._status[trial], str(step), number(value))
+            table.add_row(trial, told(self._values(trial)), self._status[trial], str(step), number(value))
         return table

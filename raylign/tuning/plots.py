@@ -18,7 +18,7 @@ from raylign.config import RunConfig
 from raylign.config.draw import Sweep
 from raylign.config.metrics import step_metrics
 from raylign.tracking import read_metrics
-from raylign.tuning.results import Row, best_of, number, searched, short
+from raylign.tuning.results import Row, best_of, number, searched, short, told
 
 _DPI = 150
 _LOG_SPAN = 10  # ratio of largest to smallest value from which an axis is logarithmic
@@ -103,12 +103,10 @@ def _learning_curves(sweep: Sweep, rows: Sequence[Row], file: Path) -> Path | No
     metric_of = {point.id: _curve_metric(sweep, point.config) for point in sweep.points}
     curves: dict[str, list[tuple[int, Row, list[dict[str, Any]]]]] = {}
     for i, row in enumerate(rows):
-        source = row.folder / "metrics.jsonl"
-        steps = (
-            [one for one in read_metrics(source) if one.get(metric_of[row.id]) is not None] if source.exists() else []
-        )
+        source, metric = row.folder / "metrics.jsonl", metric_of[row.id]
+        steps = [one for one in read_metrics(source) if one.get(metric) is not None] if source.exists() else []
         if steps:
-            curves.setdefault(metric_of[row.id], []).append((i, row, steps))
+            curves.setdefault(metric, []).append((i, row, steps))
     if not curves:
         return None
     best = best_of(list(rows), sweep.config.mode)
@@ -117,7 +115,6 @@ def _learning_curves(sweep: Sweep, rows: Sequence[Row], file: Path) -> Path | No
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for axes, (metric, drawn) in zip(panels, curves.items(), strict=True):
         for i, row, steps in drawn:
-            values = ", ".join(f"{short(key, list(row.values))} {number(value)}" for key, value in row.values.items())
             axes.plot(
                 [one["step"] for one in steps],
                 [one[metric] for one in steps],
@@ -126,7 +123,7 @@ def _learning_curves(sweep: Sweep, rows: Sequence[Row], file: Path) -> Path | No
                 alpha=1.0 if row is best or named else 0.6,
                 zorder=3 if row is best else 2,
                 marker="." if len(steps) < 30 else None,
-                label=f"{row.id}: {values}" if row is best or named else None,
+                label=f"{row.id}: {told(row.values)}" if row is best or named else None,
             )
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,11 @@ def short(key: str, keys: list[str]) -> str:
         if sum(other == end or other.endswith(f".{end}") for other in keys) == 1:
             return end
     return key
+
+
+def told(values: Mapping[str, Any]) -> str:
+    """What was searched, in a line: `beta 0.1, optimizer.learning_rate 0.0005`."""
+    return ", ".join(f"{short(key, list(values))} {number(value)}" for key, value in values.items())
 
 
 def number(value: Any) -> str:
