@@ -132,11 +132,11 @@ def plan(
     loaded = load_config(config, overrides or ())
     check_graph(loaded)
     quiet_libraries()
-    from raylign.cluster import devices
-    from raylign.cluster.plan import plan as make
-    from raylign.cluster.show_plan import show_plan
     from raylign.cluster.spec import load_spec
     from raylign.controllers.phases import uses_gpus
+    from raylign.planning import devices
+    from raylign.planning.plan import plan as make
+    from raylign.planning.show import show_plan
 
     if gpu:
         device = devices.gpu(gpu)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raylign.cluster.devices import Device
-from raylign.cluster.plan import plan
+from raylign.planning.devices import Device
+from raylign.planning.plan import plan
 from tests.integration.plan_cases import cases
 from tests.integration.small_runs import Workshop
 

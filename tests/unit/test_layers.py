@@ -21,7 +21,7 @@ LAYERS = (
     ("tracking",),
     ("actors",),
     ("controllers",),
-    ("tuning", "compare", "labeling", "cluster", "doctor"),
+    ("tuning", "compare", "labeling", "cluster", "planning", "doctor"),
     ("api", "cli", "__init__", "__main__"),
 )
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}

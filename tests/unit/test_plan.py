@@ -14,17 +14,17 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
 from raylign.cli import app
-from raylign.cluster import devices
-from raylign.cluster.fit import demands
-from raylign.cluster.memory import MemoryModel
-from raylign.cluster.parts import MIB
-from raylign.cluster.plan import plan
-from raylign.cluster.rows import Rows
 from raylign.cluster.spec import parse_spec
-from raylign.cluster.trace import Shape, Skeleton
 from raylign.config import ModelConfig, RunConfig
 from raylign.controllers.phases import phases
 from raylign.errors import UserError
+from raylign.planning import devices
+from raylign.planning.fit import demands
+from raylign.planning.lengths import Rows
+from raylign.planning.memory import MemoryModel
+from raylign.planning.parts import MIB
+from raylign.planning.plan import plan
+from raylign.planning.trace import Shape, Skeleton
 from tests.unit.tiny import tiny_tokenizer
 
 WIDE = {

@@ -7,9 +7,9 @@ import re
 import time
 from dataclasses import dataclass, replace
 
-from raylign.cluster.parts import GIB
 from raylign.cluster.spec import ClusterSpec
 from raylign.errors import UserError
+from raylign.planning.parts import GIB
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylign.cluster.rows import Rows, rows_of
 from raylign.config import CollectConfig, RunConfig
 from raylign.controllers.run_folders import SUMMARY
 from raylign.controllers.stages import MODEL, Stage, output_name, plan, resolve
 from raylign.models.description import load_pretrained, load_tokenizer
+from raylign.planning.lengths import Rows, rows_of
 
 
 @dataclass(frozen=True)

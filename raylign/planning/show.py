@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from raylign.actors.layout import Layout
-from raylign.cluster.cost import HIGH, LOW, START
-from raylign.cluster.parts import GIB, RoleMemory
-from raylign.cluster.plan import Plan
+from raylign.planning.cost import HIGH, LOW, START
+from raylign.planning.parts import GIB, RoleMemory
+from raylign.planning.plan import Plan
 
 _PARTS = {
     "process": "process",

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from raylign.cluster.parts import GIB, MIB, Part, Phase, RoleMemory
-from raylign.cluster.rows import Rows
-from raylign.cluster.trace import Head, Model, Pass, Shape, Skeleton
 from raylign.config import CollectConfig, ModelConfig, ModelReward, OnlineConfig, RewardConfig, RunConfig
 from raylign.controllers.phases import evaluation_reward, role_resources
 from raylign.controllers.roles import rollout_dtype
 from raylign.data.batching import default_pass_tokens
+from raylign.planning.lengths import Rows
+from raylign.planning.parts import GIB, MIB, Part, Phase, RoleMemory
+from raylign.planning.trace import Head, Model, Pass, Shape, Skeleton
 
 BYTES = {"float32": 4, "bfloat16": 2}
 

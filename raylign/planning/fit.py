@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from raylign.actors.layout import lay_out
-from raylign.cluster.devices import Device
-from raylign.cluster.memory import MemoryModel
-from raylign.cluster.parts import GIB, MIB, RoleMemory
 from raylign.config import LoRAConfig, RunConfig
 from raylign.controllers.phases import phases, role_resources
 from raylign.data.batching import default_pass_tokens
+from raylign.planning.devices import Device
+from raylign.planning.memory import MemoryModel
+from raylign.planning.parts import GIB, MIB, RoleMemory
 
 # Of a GPU's memory; the rest goes to fragments of the allocator and to NCCL's buffers.
 USABLE_GPU = 0.92

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from raylign.cluster.trace import Shape
 from raylign.config import CollectConfig, OfflineAlgorithm, OnlineConfig, RunConfig
 from raylign.controllers.collect import num_collect_steps
 from raylign.controllers.inputs import KIND, load_inputs, prompt_limit
@@ -15,6 +14,7 @@ from raylign.controllers.offline import num_steps
 from raylign.data.batching import micro_batches
 from raylign.errors import UserError
 from raylign.models.description import context_length
+from raylign.planning.trace import Shape
 from raylign.types import Dataset, LongArray, PromptSet, SequenceSet
 
 _MANY = 4096  # rows of data that is not here

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from raylign.actors.layout import Layout, lay_out
-from raylign.cluster.cost import HIGH, LOW, Cost, cost_of
-from raylign.cluster.devices import Device
-from raylign.cluster.fit import Change, Demand, changes, demands
-from raylign.cluster.located import Located, locate
-from raylign.cluster.memory import MemoryModel
-from raylign.cluster.parts import RoleMemory
-from raylign.cluster.rows import steps_of
 from raylign.config import RunConfig
 from raylign.controllers.phases import phases, role_resources, uses_gpus
 from raylign.errors import UserError
+from raylign.planning.cost import HIGH, LOW, Cost, cost_of
+from raylign.planning.devices import Device
+from raylign.planning.fit import Change, Demand, changes, demands
+from raylign.planning.lengths import steps_of
+from raylign.planning.memory import MemoryModel
+from raylign.planning.parts import RoleMemory
+from raylign.planning.resolved import Located, locate
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raylign.cluster.devices import Device
-from raylign.cluster.memory import BYTES, MemoryModel, items_per_update
-from raylign.cluster.trace import Model
 from raylign.config import CollectConfig, ModelReward, OnlineConfig, RunConfig
 from raylign.controllers.phases import phases, role_resources
 from raylign.controllers.roles import rollout_dtype
+from raylign.planning.devices import Device
+from raylign.planning.memory import BYTES, MemoryModel, items_per_update
+from raylign.planning.trace import Model
 
 # Shares of the data sheet's peak that such work reaches; passes in docs/performance.md, generation in vLLM's reports.
 LEARNING, SCORING, READING = 0.40, 0.45, 0.60
