@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from raylign.version import __version__
+
 __all__ = ["RunConfig", "RunResult", "__version__", "load_config", "parse_config", "run"]
 
 if TYPE_CHECKING:

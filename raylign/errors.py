@@ -58,3 +58,13 @@ class Interrupted(RaylignError):
     """The run was asked to stop (Ctrl-C or SIGTERM); it saved its state and released every actor."""
 
     exit_code = 130
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def folded(error: BaseException) -> str:
+    """Return the whole message of an error on one line, or the name of its class if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__

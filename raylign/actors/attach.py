@@ -22,7 +22,7 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.utils import check_version_info
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-from raylign.errors import UserError
+from raylign.errors import UserError, one_line
 
 ANSWER_SECONDS = 10.0
 GENERATE = "ray get-auth-token --generate"
@@ -74,7 +74,7 @@ def attach(address: str, **options: Any) -> None:
     try:
         ray.init(address=found, runtime_env={"env_vars": shipped(os.environ)}, **options)
     except (ConnectionError, RuntimeError) as e:
-        reason = str(e).strip().splitlines()[0]
+        reason = one_line(e)
         raise UserError(f"{place}: Ray cannot join it: {reason}; is this machine one of its nodes?") from e
 
 

@@ -10,7 +10,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
-from raylign.errors import DeadlineError, Interrupted, RaylignError
+from raylign.errors import DeadlineError, Interrupted, RaylignError, one_line
 
 _POLL = 0.5  # seconds between looks at the stop request
 _TELLS = 5.0  # seconds that Ray may take to say who died, after a survivor has complained
@@ -147,7 +147,6 @@ def translate(error: RayError, waiting_for: str) -> Exception:
             return seen
         if isinstance(seen, _LOST):
             found = seen.actor_id if isinstance(seen, RayActorError) else None
-            first_line = str(seen).strip().splitlines()[0]
-            return ActorLost(f"{waiting_for}: an actor died: {first_line}", (found,) if found else ())
+            return ActorLost(f"{waiting_for}: an actor died: {one_line(seen)}", (found,) if found else ())
         seen = seen.__cause__
     return RaylignError(f"{waiting_for}: {error}")

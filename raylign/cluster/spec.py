@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from raylign.config.base import Config
-from raylign.config.load import parse_as, read_tree
+from raylign.config.load import Lines, parse_as, read_tree
 
 TARGETS = ("aws", "gcp", "local", "kuberay", "slurm", "skypilot")
 
@@ -233,6 +233,6 @@ def load_spec(path: str | Path) -> ClusterSpec:
     return parse_spec(tree, str(path), lines)
 
 
-def parse_spec(tree: dict[str, Any], source: str = "spec", lines: dict | None = None) -> ClusterSpec:
+def parse_spec(tree: dict[str, Any], source: str = "spec", lines: Lines | None = None) -> ClusterSpec:
     """Validate a spec given as nested dicts; `source` and `lines` only serve the error messages."""
     return parse_as(ClusterSpec, tree, source, lines)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from raylign.config import ExactTask, RunConfig, load_config
-from raylign.controllers.run_folders import write_whole
 from raylign.errors import UserError
+from raylign.files import write_atomic
 
 if TYPE_CHECKING:
     from raylign.tasks.exact_optimum import Enumeration, Float64Array
@@ -149,7 +149,7 @@ def curve(plans: Sequence[Plan], rows: Sequence[Row]) -> list[tuple[float, float
 
 def write_rows(file: Path, rows: Sequence[Row]) -> None:
     """A JSON list with an object for every row."""
-    write_whole(file, json.dumps([asdict(row) for row in rows], indent=1))
+    write_atomic(file, json.dumps([asdict(row) for row in rows], indent=1))
 
 
 def _measure(one: Plan, policy: str, seconds: float) -> Row:

@@ -19,8 +19,8 @@ from raylign.config.compare import CompareConfig, MethodConfig, beside
 from raylign.config.graph import check_graph
 from raylign.config.load import Lines, build_config, read_tree, set_value
 from raylign.controllers.outputs import output_base
-from raylign.controllers.run_folders import write_whole
 from raylign.errors import ConfigError
+from raylign.files import write_atomic
 
 BETA_KEY = BETA | {"simpo": "algorithm.beta", "orpo": "algorithm.beta", "kto": "algorithm.beta"}
 """The setting of each algorithm that is the weight of the KL (of what holds it near its start, for simpo and orpo)."""
@@ -52,9 +52,7 @@ class Recipe:
 
     def place(self, dotted: str) -> str:
         """`file:line: ` of a key, or of the nearest one above it."""
-        loc = tuple(dotted.split("."))
-        found = next((self.lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.lines), 1)
-        return found if isinstance(found, str) else f"{self.file}:{found}"
+        return self.lines.place(tuple(dotted.split(".")), self.file)
 
 
 def read_recipes(path: Path, spec: CompareConfig, lines: Lines) -> list[Recipe]:
@@ -107,8 +105,7 @@ def _recipe(path: Path, spec: CompareConfig, spec_lines: Lines, index: int) -> R
     tree, lines = read_tree(file)
 
     def put(dotted: str, value: Any, *place: str | int) -> None:
-        found = next((spec_lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in spec_lines), 1)
-        _set(tree, lines, dotted, value, f"{path}:{found}")
+        _set(tree, lines, dotted, value, spec_lines.place(place, path))
 
     if spec.task:
         put("task", spec.task.model_dump(mode="json"), "task")
@@ -149,7 +146,7 @@ def _write_run(
     values = "-".join(f"{key.rpartition('.')[2]}{_short(value)}" for key, value in setting.items())
     name = f"{method.name.replace('+', 'p')}-{values}-seed{seed}"
     tree = config.model_dump(mode="json")
-    lines = dict(recipe.lines)
+    lines = Lines(recipe.lines)
     ours: dict[str, Any] = {
         "name": name,
         "seed": seed,
@@ -169,7 +166,7 @@ def _write_run(
         _set(tree, lines, key, value, str(recipe.file))
     file = folder / "configs" / f"{name}.yaml"
     made = build_config(recipe.file, tree, lines, [])
-    write_whole(file, yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False))
+    write_atomic(file, yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False))
     return PlannedRun(name, method.name, method.title, dict(setting), seed, file, load_config(file))
 
 

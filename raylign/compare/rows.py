@@ -14,7 +14,7 @@ from raylign.compare.costing import Cost, cost_of_run
 from raylign.compare.plans import PlannedRun
 from raylign.config import OFFLINE, CollectConfig, OnlineConfig, RunConfig
 from raylign.controllers.roles import evaluation_reward
-from raylign.controllers.run_folders import write_whole
+from raylign.files import write_atomic
 from raylign.tasks import score_function
 from raylign.tracking import read_metrics
 
@@ -159,7 +159,7 @@ def _with_more(row: Row, device_seconds: float) -> Row:
 
 def write_rows(file: Path, rows: Sequence[Row]) -> None:
     trees = [_without_nan(asdict(row)) for row in rows]
-    write_whole(file, json.dumps(trees, indent=1, ensure_ascii=False, allow_nan=False))
+    write_atomic(file, json.dumps(trees, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def read_rows_file(file: Path) -> list[Row]:

@@ -127,9 +127,9 @@ def load_compare(path: str | Path) -> tuple[CompareConfig, Lines]:
     spec = parse_as(CompareConfig, tree, str(path), lines)
     for i, method in enumerate(spec.methods):
         if not beside(path, method).is_file():
-            place = lines.get(("methods", i, "run"), 1)
+            place = lines.place(("methods", i, "run"), path)
             raise ConfigError(
-                [f"{path}:{place}: methods.{i}.run: no such file: {method.run}; it is looked for beside the spec"]
+                [f"{place}: methods.{i}.run: no such file: {method.run}; it is looked for beside the spec"]
             )
     return spec, lines
 

@@ -145,7 +145,7 @@ class Drawing:
     def _config(self, name: str, values: dict[str, Any]) -> RunConfig:
         """The base, with the sweep's overrides and the trial's values over it."""
         run = values.get(RUN, self.config.runs[0])
-        tree, lines = copy.deepcopy(self._bases[run][0]), dict(self._bases[run][1])
+        tree, lines = copy.deepcopy(self._bases[run][0]), Lines(self._bases[run][1])
         given = [((key,), ("overrides", key), value) for key, value in self.config.overrides.items()]
         given += [((key,), ("search", key), value) for key, value in values.items() if key != RUN]
         for (key,), place, value in given:
@@ -240,8 +240,7 @@ class Drawing:
         return self.file.parent / run
 
     def _where(self, place: tuple[str | int, ...]) -> str:
-        line = next((self.lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in self.lines), 1)
-        return f"{self.file}:{line}"
+        return self.lines.place(place, self.file)
 
     def _fault(self, place: tuple[str, ...], problem: str) -> ConfigError:
         return ConfigError([f"{self._where(place)}: {'.'.join(place)}: {problem}"])

@@ -16,7 +16,15 @@ from raylign.errors import ConfigError
 
 C = TypeVar("C", bound=Config)
 Loc = tuple[str | int, ...]
-Lines = dict[Loc, str | int]  # where a key stands: the line of the file, or the override or option that set it
+
+
+class Lines(dict[Loc, str | int]):
+    """The place that set each key: a line number of the file, or the text of the override or option."""
+
+    def place(self, keys: Loc, file: str | Path) -> str:
+        """Return `file:line` of a key, or of the nearest key above it; an override or option as it is written."""
+        place = next((self[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in self), 1)
+        return place if isinstance(place, str) else f"{file}:{place}"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -78,7 +86,7 @@ def parse_as(kind: type[C], tree: dict[str, Any], source: str, lines: Lines | No
     try:
         return kind.model_validate(tree)
     except ValidationError as e:
-        raise ConfigError([_explain(kind, fault, source, lines or {}) for fault in e.errors()]) from None
+        raise ConfigError([_explain(kind, fault, source, lines or Lines()) for fault in e.errors()]) from None
 
 
 def anchor(node: Any, folder: Path) -> Any:
@@ -146,7 +154,7 @@ def _holder(tree: dict[str, Any], loc: Sequence[str]) -> dict[str, Any]:
 
 def _lines(node: yaml.Node | None, at: Loc = ()) -> Lines:
     """Line number of every key of a YAML tree, by its path."""
-    found: Lines = {}
+    found = Lines()
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             found[(*at, key.value)] = key.start_mark.line + 1
@@ -158,13 +166,12 @@ def _lines(node: yaml.Node | None, at: Loc = ()) -> Lines:
     return found
 
 
-def _explain(root: type[BaseModel], fault: Any, source: str, lines: dict[Loc, str | int]) -> str:
+def _explain(root: type[BaseModel], fault: Any, source: str, lines: Lines) -> str:
     keys, owner = _walk(root, fault["loc"])
     tag_key = fault.get("ctx", {}).get("discriminator", "").strip("'")
     if fault["type"] == "union_tag_invalid":
         keys = (*keys, tag_key)
-    place = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), None)
-    where = place if isinstance(place, str) else f"{source}:{place or 1}" if lines else source
+    where = lines.place(keys, source) if lines else source
     dotted = ".".join(map(str, keys))
     message = fault["msg"].removeprefix("Value error, ")
     match fault["type"]:

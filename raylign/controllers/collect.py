@@ -14,10 +14,10 @@ from raylign.config import CollectConfig
 from raylign.controllers.context import Run
 from raylign.controllers.keeper import Keeper
 from raylign.controllers.roles import Roles
-from raylign.controllers.run_folders import write_whole
 from raylign.controllers.sampling import num_shards
 from raylign.data.sampler import Sampler
 from raylign.errors import Interrupted, RaylignError
+from raylign.files import write_atomic
 from raylign.types import LongArray
 
 Row = dict[str, Any]
@@ -123,7 +123,7 @@ def _progress(new: list[Row], num_rows: int) -> dict[str, float]:
 
 
 def _write(path: Path, rows: list[Row]) -> None:
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _sum(parts: list[dict[str, float]]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylign.errors import CheckpointError
+from raylign.files import sha256_of
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -80,7 +81,7 @@ class Commits:
         """Seal what was written, put it under its name, and prune the oldest commits."""
         files = {}
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            files[str(file.relative_to(path))] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+            files[str(file.relative_to(path))] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
             _sync(file)
         manifest = path / MANIFEST
         content = {"format": _FORMAT, "step": step, "state": state, "files": files}
@@ -129,7 +130,7 @@ def verify(path: Path) -> Commit:
             raise CheckpointError(f"{path / MANIFEST}: not as it was written; {advice}")
     for name, wanted in manifest["files"].items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != wanted["size"] or _sha256(file) != wanted["sha256"]:
+        if not file.is_file() or file.stat().st_size != wanted["size"] or sha256_of(file) != wanted["sha256"]:
             raise CheckpointError(f"{file}: missing or not as the manifest says; {advice}")
     return Commit(path, manifest["step"], manifest["state"])
 
@@ -137,11 +138,6 @@ def verify(path: Path) -> Commit:
 def _digest(content: dict[str, Any]) -> str:
     """Of the manifest itself: a state that was changed on disk would otherwise be believed."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()  # JSON keeps the order of keys
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

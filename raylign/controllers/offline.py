@@ -22,6 +22,7 @@ from raylign.controllers.commits import MERGED
 from raylign.controllers.context import Run
 from raylign.controllers.roles import Roles
 from raylign.data.sampler import Sampler
+from raylign.files import replacing, sha256_of
 from raylign.types import FloatArray, LabelledSet, PairSet
 
 _REFERENCE_ROWS = 256  # rows scored in one call, so that progress shows and no call runs into a deadline
@@ -119,10 +120,8 @@ def cached_logprobs(file: Path) -> tuple[FloatArray, FloatArray] | None:
 
 def cache_logprobs(file: Path, logprobs: tuple[FloatArray, FloatArray]) -> None:
     """Keep reference logprobs for the next run on the same rows and reference."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    writing = file.with_suffix(".writing")
-    save_file({f"side_{i}": np.ascontiguousarray(side) for i, side in enumerate(logprobs)}, writing)
-    writing.replace(file)
+    with replacing(file) as writing:
+        save_file({f"side_{i}": np.ascontiguousarray(side) for i, side in enumerate(logprobs)}, writing)
 
 
 def reference_key(config: RunConfig, rows: PairSet | LabelledSet) -> str:
@@ -136,8 +135,7 @@ def reference_key(config: RunConfig, rows: PairSet | LabelledSet) -> str:
     folder = Path(reference.path)
     if folder.is_dir():
         for file in sorted(folder.glob("*.safetensors")):
-            with file.open("rb") as f:
-                digest.update(hashlib.file_digest(f, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(file)))
         digest.update((folder / "config.json").read_bytes())
     else:
         digest.update(f"{reference.path} {reference.revision}".encode())

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from ray.util.placement_group import PlacementGroup
 
-from raylign import __version__
 from raylign.actors.session import ray_session
 from raylign.actors.waiting import ActorLost, Stop
 from raylign.config import CollectConfig, OnlineConfig, RunConfig, load_config
@@ -25,22 +24,16 @@ from raylign.controllers.lock import locked
 from raylign.controllers.offline import num_steps
 from raylign.controllers.outputs import output_base
 from raylign.controllers.pool import ActorPool
-from raylign.controllers.run_folders import (
-    CONTENT,
-    SUMMARY,
-    differences,
-    fresh_folder,
-    newest_folder,
-    write_json,
-    write_whole,
-)
+from raylign.controllers.run_folders import CONTENT, SUMMARY, differences, fresh_folder, newest_folder, write_json
 from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
 from raylign.controllers.usage import held, summarised
 from raylign.controllers.workflows import WORKFLOWS
 from raylign.errors import FailureBudgetError, Interrupted, UserError
+from raylign.files import write_atomic
 from raylign.tracking import Sink, Tracker, make_view
 from raylign.types import Dataset
+from raylign.version import __version__
 
 _STAGE_SECONDS = 86_400.0  # for another process to make a stage; its death ends the wait
 _FOLDER_SECONDS = 60.0  # for a process of an earlier, killed driver to be gone from its run
@@ -268,7 +261,7 @@ def _write_configs(folder: Path, stage: Stage, config: RunConfig) -> None:
     """config.yaml is what the user wrote, completed with defaults; resolved.yaml has real paths in it; content.json
     is the hash of what those paths held."""
     for name, one in (("config.yaml", stage.config), ("resolved.yaml", config)):
-        write_whole(folder / name, yaml.safe_dump(one.model_dump(mode="json"), sort_keys=False))
+        write_atomic(folder / name, yaml.safe_dump(one.model_dump(mode="json"), sort_keys=False))
     write_json(folder / CONTENT, stage.content)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raylign.config import RunConfig
+from raylign.files import write_atomic
 
 SUMMARY = "summary.json"  # of a run that came to its end
 CONTENT = "content.json"
@@ -42,13 +43,5 @@ def differing(one: Any, other: Any, at: str = "") -> list[tuple[str, Any, Any]]:
     return [] if one == other else [(at, one, other)]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(f".{path.name}.writing")
-    writing.write_text(text)
-    writing.replace(path)
-
-
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=2))
+    write_atomic(path, json.dumps(value, indent=2))

@@ -20,6 +20,7 @@ from raylign.config import CollectConfig, RunConfig
 from raylign.config.graph import upstream_configs
 from raylign.controllers.outputs import output_base
 from raylign.errors import UserError
+from raylign.files import sha256_of
 from raylign.tasks import prepare
 
 MODEL = "model"
@@ -100,7 +101,7 @@ def _content(config: RunConfig, needs: dict[str, Stage]) -> dict[str, str]:
         if value in needs:
             found[place] = f"run:{needs[value].key}"
         elif path.is_file():
-            found[place] = _file_hash(path)
+            found[place] = f"sha256:{sha256_of(path)}"
         elif path.is_dir():
             found[place] = _folder_hash(path)
     for place, reward in (
@@ -110,13 +111,8 @@ def _content(config: RunConfig, needs: dict[str, Stage]) -> dict[str, str]:
         if reward and reward.type == "function":
             source, _, name = reward.function.rpartition(":")
             if Path(source).is_file():
-                found[f"{place}.function"] = f"{_file_hash(Path(source))}:{name}"
+                found[f"{place}.function"] = f"sha256:{sha256_of(Path(source))}:{name}"
     return found
-
-
-def _file_hash(file: Path) -> str:
-    with file.open("rb") as f:
-        return f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}"
 
 
 def _folder_hash(folder: Path) -> str:

@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 
 from raylign.controllers.context import Run
 from raylign.controllers.roles import Roles
+from raylign.errors import one_line
 
 _TIMEOUT = 20.0  # seconds for idle actors to read one small file
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def note_peak_memory(run: Run, roles: Roles) -> None:
         try:
             found = ray.get(ref)
         except RayError as e:
-            log.warning("peak memory of a %s actor is not known: %s", asked[ref], str(e).splitlines()[0])
+            log.warning("peak memory of a %s actor is not known: %s", asked[ref], one_line(e))
             continue
         known = run.memory.setdefault(asked[ref], {})
         for place, peak in found.items():

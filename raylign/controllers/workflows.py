@@ -31,9 +31,9 @@ from raylign.controllers.online import OnlineLoop
 from raylign.controllers.outputs import output_base
 from raylign.controllers.phases import judge_roles, needs_reference, online_roles
 from raylign.controllers.roles import launch
-from raylign.controllers.run_folders import write_whole
 from raylign.controllers.stages import MODEL
 from raylign.controllers.usage import note_use
+from raylign.files import write_atomic
 from raylign.types import Dataset, LabelledSet, PairSet, PromptSet
 
 ADAPTER = "adapter"
@@ -135,7 +135,7 @@ class Found:
                 lines = "".join(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in made.samples)
                 (self._folder / f"{label}_samples.jsonl").write_text(lines)
                 made = made.numbers()
-            write_whole(file, json.dumps(made))
+            write_atomic(file, json.dumps(made))
         self.found[label] = json.loads(file.read_text())
 
 

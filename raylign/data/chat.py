@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from raylign.data.formats import Conversation, Message
-from raylign.errors import DataError
+from raylign.errors import DataError, folded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +72,5 @@ def _render(
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as e:
-        problem = " ".join(str(e).split())
-        raise DataError(f"{place}: the chat template refuses the messages: {problem}; mend their roles") from None
+        raise DataError(f"{place}: the chat template refuses the messages: {folded(e)}; mend their roles") from None
     return str(text)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from raylign.config.data import DataConfig
 from raylign.data.sources import read_rows
 from raylign.errors import UserError
+from raylign.files import replacing
 
 SUFFIXES = (".jsonl", ".parquet")
 
@@ -46,17 +46,13 @@ def export_rows(source: Path, target: Path) -> None:
         if _rows(source) != _rows(target):
             raise _exists(target)
         return
-    writing = target.with_name(f".{target.name}.writing")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.suffix == ".parquet":
-            _write_parquet(source, writing)
-        else:
-            shutil.copyfile(source, writing)
-        writing.replace(target)
+        with replacing(target) as writing:
+            if target.suffix == ".parquet":
+                _write_parquet(source, writing)
+            else:
+                shutil.copyfile(source, writing)
     except OSError as e:
-        with suppress(OSError):
-            writing.unlink()
         raise UserError(f"{target}: {e.strerror or e}; the rows are in {source}: copy them from there") from None
 
 

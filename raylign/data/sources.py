@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylign.config.data import DataConfig
-from raylign.errors import DataError
+from raylign.errors import DataError, folded
 
 if TYPE_CHECKING:
     import datasets
@@ -89,7 +89,7 @@ def _read_jsonl(path: Path, max_rows: int | None) -> Rows:
             try:
                 row = json.loads(line)
             except ValueError as e:
-                raise DataError(f"{path}:{number}: not valid JSON: {_one_line(e)}; fix or remove the line") from None
+                raise DataError(f"{path}:{number}: not valid JSON: {folded(e)}; fix or remove the line") from None
             if not isinstance(row, dict):
                 kind = type(row).__name__
                 raise DataError(f"{path}:{number}: a {kind}, not an object; write one {{...}} object a line")
@@ -108,7 +108,7 @@ def _read_parquet(path: Path, max_rows: int | None) -> Rows:
         with pq.ParquetFile(path) as file:
             rows = list(islice((row for batch in file.iter_batches() for row in batch.to_pylist()), max_rows))
     except pa.ArrowException as e:
-        raise DataError(f"{path}: not a readable Parquet file: {_one_line(e)}; write the file again") from None
+        raise DataError(f"{path}: not a readable Parquet file: {folded(e)}; write the file again") from None
     return Rows(rows, f"{path} row ", range(len(rows)))
 
 
@@ -129,7 +129,7 @@ def _from_disk(path: Path, prefix: str, config: DataConfig) -> Rows:
     try:
         dataset = datasets.Dataset.load_from_disk(str(path))
     except Exception as e:  # whatever is wrong inside the folder, its files are the user's to mend
-        raise DataError(f"{path}: cannot load the saved dataset: {_one_line(e)}; save it again") from e
+        raise DataError(f"{path}: cannot load the saved dataset: {folded(e)}; save it again") from e
     return _from_dataset(dataset, prefix, config.max_rows)
 
 
@@ -140,7 +140,7 @@ def _read_with_datasets(path: str, config: DataConfig) -> Rows:
         dataset = datasets.load_dataset(path, config.subset, split=config.split)
     except Exception as e:  # datasets, the hub client and its HTTP client raise a dozen unrelated types here
         fix = "check data.path, data.split and data.subset, and network access if it is a hub name"
-        raise DataError(f"{path}: cannot load the dataset: {_one_line(e)}; {fix}") from e
+        raise DataError(f"{path}: cannot load the dataset: {folded(e)}; {fix}") from e
     return _from_dataset(dataset, f"{path}[{config.split}] row ", config.max_rows)
 
 
@@ -165,7 +165,3 @@ def _rename(rows: Rows, config: DataConfig) -> Rows:
         return kept | {expected: row[theirs] for expected, theirs in config.columns.items() if theirs in row}
 
     return replace(rows, rows=[renamed(row) for row in rows.rows])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

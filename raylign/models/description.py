@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from raylign.config import ModelConfig
-from raylign.errors import UserError
+from raylign.errors import UserError, one_line
 
 _PLAIN_FAST = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -89,8 +89,7 @@ def load_pretrained(kind: Any, source: str, place: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source, **options)
     except (OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise UserError(f"{place}: cannot load {source}: {reason}") from e
+        raise UserError(f"{place}: cannot load {source}: {one_line(e)}") from e
 
 
 def _text_config(config: ModelConfig, key: str, *default: Any) -> Any:

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
 from raylign.config import ShardingConfig
-from raylign.errors import UserError
+from raylign.errors import UserError, one_line
 from raylign.models.ranks import Ranks
 
 _PARTIAL = "replicated_with_grad_allreduce"  # style of norms that see the heads of one rank only
@@ -186,7 +186,7 @@ def _split_matrices(model: PreTrainedModel, mesh: DeviceMesh, size: int) -> list
     try:
         apply_tensor_parallelism(model, mesh, plan)
     except ValueError as e:
-        raise UserError(f"{place}: {kind}: {str(e).splitlines()[0]}; set another size") from e
+        raise UserError(f"{place}: {kind}: {one_line(e)}; set another size") from e
     model.tie_weights()  # head and embedding were split alike, each by itself
     return [name for name, _ in model.named_parameters() if _generic(name).rpartition(".")[0] in partial]
 

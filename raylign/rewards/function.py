@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from raylign.errors import RaylignError, UserError
+from raylign.errors import RaylignError, UserError, folded
 from raylign.types import IntArray, PromptSet, RolloutBatch, Scores
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class FunctionSource:
         try:
             result = self._function(**arguments)
         except Exception as e:  # noqa: BLE001 - the user's code may raise anything; the rows become invalid
-            self._note(type(e).__name__, f"{type(e).__name__}: {_one_line(e)}", causes)
+            self._note(type(e).__name__, f"{type(e).__name__}: {folded(e)}", causes)
             return np.full(num_rows, np.nan, dtype=np.float32)
         numbers = self._numbers(result, num_rows)
         with np.errstate(over="ignore"):
@@ -126,7 +126,3 @@ class FunctionSource:
         if kind not in self._logged:
             self._logged.add(kind)
             logger.warning("%s: %s; such rows are tried alone, then left out", self._place, cause)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or "no message"

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from raylign.data.batching import default_pass_tokens, micro_batches
-from raylign.errors import UserError
+from raylign.errors import UserError, one_line
 from raylign.models.description import open_tokenizer
 from raylign.models.forward import sequence_scores
 from raylign.models.infer import autocast
@@ -96,7 +96,7 @@ def _load_model(path: str, trust_remote_code: bool, place: str, device: torch.de
             path, config=config, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except (OSError, ValueError) as e:
-        raise UserError(f"{place}: cannot load {path}: {str(e).strip().splitlines()[0]}; check the path") from e
+        raise UserError(f"{place}: cannot load {path}: {one_line(e)}; check the path") from e
     if "score" not in dict(model.named_children()):
         raise UserError(f"{place}: {type(model).__name__} has no score head over tokens; use a decoder reward model")
     if info["missing_keys"]:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raylign.config import LoRAConfig, RolloutConfig, SamplingConfig
-from raylign.errors import UserError
+from raylign.errors import UserError, folded
 from raylign.models.load import to_numpy
 from raylign.models.lora import adapter_files, adapter_parameters, add_adapter, quantization
 from raylign.models.merge import merged_state
@@ -83,7 +83,7 @@ class VLLMEngine:
                 use_tqdm_on_load=False,
             )
         except ValueError as error:
-            problem = " ".join(str(error).split())
+            problem = folded(error)
             if "does not support LoRA" in problem:
                 raise UserError(
                     f"model.lora: vLLM cannot serve adapters of this model ({problem}); set rollout.engine: transformers"
@@ -186,7 +186,7 @@ class VLLMEngine:
         try:
             self._load_adapter({name: torch.zeros(p.shape) for name, p in adapter_parameters(self._skeleton).items()})
         except ValueError as error:
-            problem = " ".join(str(error).split())
+            problem = folded(error)
             raise UserError(
                 f"model.lora.targets: vLLM cannot adapt all of these layers; name others, or set rollout.engine: "
                 f"transformers. vLLM says: {problem}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raylign.errors import DataError
+from raylign.files import replacing
 
 
 class JsonlSink:
@@ -54,12 +55,10 @@ def _cut(path: Path, first_step: int) -> list[dict[str, Any]]:
         return []
     kept = [line for line in _read(path) if line["step"] < first_step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as writing, writing.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
     return kept
 
 

@@ -14,7 +14,7 @@ from wandb.sdk.lib import wbauth
 from wandb.sdk.lib.runid import generate_id
 
 from raylign.config import WandbConfig
-from raylign.errors import UserError
+from raylign.errors import UserError, folded
 
 logger = logging.getLogger(__name__)
 
@@ -68,16 +68,14 @@ class WandbSink:
         try:
             self._run = start(config.mode)
         except UsageError as error:
-            raise UserError(f"tracking.wandb: {_one_line(error)}; mend the section or remove it") from error
+            raise UserError(f"tracking.wandb: {folded(error)}; mend the section or remove it") from error
         except (CommError, TimeoutError) as error:
             if isinstance(error, AuthenticationError) or re.search(r"error 40[134]", str(error)):
                 raise UserError(
-                    f"tracking.wandb: the server refused project {config.project!r} ({_one_line(error)}); "
+                    f"tracking.wandb: the server refused project {config.project!r} ({folded(error)}); "
                     "check WANDB_API_KEY, entity and project, or set mode: offline"
                 ) from error
-            logger.warning(
-                "tracking.wandb: %s; metrics are kept offline, send them with `wandb sync`", _one_line(error)
-            )
+            logger.warning("tracking.wandb: %s; metrics are kept offline, send them with `wandb sync`", folded(error))
             self._mode = "offline"
             # The service holds the id of a run that it could not start; a new service, for this process, frees it.
             wandb.teardown()
@@ -108,7 +106,7 @@ class WandbSink:
             action()
         except Exception as error:  # noqa: BLE001 - the client documents no list of what it raises
             self._alive = False
-            logger.warning("tracking.wandb: %s failed, no more is sent: %s", what, _one_line(error))
+            logger.warning("tracking.wandb: %s failed, no more is sent: %s", what, folded(error))
 
 
 def _require_credentials() -> None:
@@ -117,12 +115,8 @@ def _require_credentials() -> None:
         # Never prompts: a prompt on the head node of a cluster would wait for ever.
         found = wbauth.authenticate_session(host=host, source="raylign", prompt=False)
     except AuthenticationError as error:
-        raise UserError(f"tracking.wandb: {_one_line(error)}; mend WANDB_API_KEY, or set mode: offline") from error
+        raise UserError(f"tracking.wandb: {folded(error)}; mend WANDB_API_KEY, or set mode: offline") from error
     if found is None:
         raise UserError(
             f"tracking.wandb: no credentials for {host}; set WANDB_API_KEY, run `wandb login`, or set mode: offline"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

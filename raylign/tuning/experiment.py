@@ -19,8 +19,8 @@ from ray.tune.schedulers import TrialScheduler
 from raylign.actors.waiting import Stop
 from raylign.config import RunConfig
 from raylign.controllers.phases import bundles_of
-from raylign.controllers.run_folders import write_whole
-from raylign.errors import PlacementError
+from raylign.errors import PlacementError, one_line
+from raylign.files import write_atomic
 from raylign.tuning import folders
 from raylign.tuning.searching import Asked
 from raylign.tuning.trainable import STEP, Trainable, Work, whole_run
@@ -188,7 +188,7 @@ class _Told(tune.Callback):
         if self._ends and not found.ended and not found.error and not self._keeper.ending:
             step = (trial.last_result or {}).get(STEP)
             record = {"reason": f"stopped early by the scheduler at step {step}", STEP: step}
-            write_whole(found.folder / folders.STOPPED, json.dumps(record))
+            write_atomic(found.folder / folders.STOPPED, json.dumps(record))
             found = folders.outcome(self._folder, name)
         self._watch.ended(name, found.status)
 
@@ -196,7 +196,7 @@ class _Told(tune.Callback):
         name = _name(trial)
         file = folders.trial_folder(self._folder, name) / folders.ERROR
         if not file.exists():  # its process died without a word
-            write_whole(file, json.dumps({"error": _first_line(trial)}))
+            write_atomic(file, json.dumps({"error": _first_line(trial)}))
         self._watch.ended(name, "failed")
 
 
@@ -212,7 +212,7 @@ def _name(trial: TuneTrial) -> str:
 
 def _first_line(trial: TuneTrial) -> str:
     error = trial.get_pickled_error()
-    return str(error).strip().splitlines()[0] if error else "its process died"
+    return one_line(error) if error else "its process died"
 
 
 @contextmanager

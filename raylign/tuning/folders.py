@@ -20,8 +20,9 @@ import yaml
 
 from raylign.config import RunConfig, load_config
 from raylign.controllers.outputs import output_base
-from raylign.controllers.run_folders import SUMMARY, differences, write_whole
+from raylign.controllers.run_folders import SUMMARY, differences
 from raylign.errors import UserError
+from raylign.files import write_atomic
 
 CONFIG, STOPPED, ERROR = "config.yaml", "stopped.json", "error.json"
 
@@ -87,7 +88,7 @@ def prepare(folder: Path, trials: Mapping[str, RunConfig], resume: bool, changed
     for name, config in trials.items():
         file = trial_folder(folder, name) / CONFIG
         if not file.exists():
-            write_whole(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            write_atomic(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         for difference in differences(load_config(file), config) if name not in changed else ():
             raise UserError(
                 f"trial {name}: {difference} differs from the trial in {file.parent}; resume the sweep with the same "

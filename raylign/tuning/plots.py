@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from raylign.config import RunConfig
 from raylign.config.draw import Sweep
 from raylign.config.metrics import step_metrics
+from raylign.files import replacing
 from raylign.tracking import read_metrics
 from raylign.tuning.results import Row, best_of, number, searched, short, told
 
@@ -239,7 +240,6 @@ def _legend(rows: Sequence[Row]) -> str:
 
 
 def _save(figure: Figure, file: Path) -> Path:
-    writing = file.with_name(f".{file.stem}.writing.png")
-    figure.savefig(writing, dpi=_DPI)
-    writing.replace(file)
+    with replacing(file) as writing:
+        figure.savefig(writing, dpi=_DPI, format="png")
     return file

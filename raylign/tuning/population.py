@@ -20,10 +20,11 @@ import yaml
 
 from raylign.config import RunConfig, parse_config
 from raylign.config.draw import draw
-from raylign.config.load import set_value, value_at
+from raylign.config.load import Lines, set_value, value_at
 from raylign.config.sweep import Parameter, PBTConfig, SweepConfig
 from raylign.controllers.commits import Commits
-from raylign.controllers.run_folders import CONTENT, write_whole
+from raylign.controllers.run_folders import CONTENT
+from raylign.files import write_atomic
 from raylign.tuning import folders
 from raylign.tuning.results import metric_of
 
@@ -90,7 +91,7 @@ class Population:
             configs = {name: folders.config_of(self.folder, name) for name in there}
             record[step] = decide(self.config, step, scores, configs)
             written = {str(at): [asdict(one) for one in moves] for at, moves in record.items()}
-            write_whole(self._file, json.dumps(written, indent=1))
+            write_atomic(self._file, json.dumps(written, indent=1))
         for move in record[step]:
             if move.trial in there and self._carry_out(move, step):
                 tell(step, move)
@@ -108,9 +109,9 @@ class Population:
         assert donor.step == step
         tree = folders.config_of(self.folder, move.donor).model_dump(mode="json")
         for key, value in (move.values | {"seed": move.seed, "name": before.name}).items():
-            set_value(tree, {}, key, value, str(self._file))
+            set_value(tree, Lines(), key, value, str(self._file))
         config = parse_config(tree, str(self._file))
-        write_whole(place / folders.CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_atomic(place / folders.CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         (place / CONTENT).unlink(missing_ok=True)
         kept = {key: own.state[key] for key in ("tracker", "totals", "wall_seconds")} if own else {}
         commits.take_over(donor, move.seed, kept | {"taken_over": mark})

@@ -18,7 +18,7 @@ from rich.table import Table
 from raylign.config.draw import Point, Sweep
 from raylign.config.load import value_at
 from raylign.config.sweep import PBTConfig, is_better
-from raylign.controllers.run_folders import write_whole
+from raylign.files import replacing, write_atomic
 from raylign.tracking import read_metrics
 from raylign.tuning import folders
 
@@ -75,9 +75,8 @@ def write_results(sweep: Sweep, rows: list[Row], folder: Path) -> list[Path]:
     columns["folder"] = [str(row.folder) for row in rows]
     columns["error"] = pa.array([row.error for row in rows], pa.string())
     about = {"sweep": sweep.config.name, "metric": sweep.config.metric, "mode": sweep.config.mode}
-    writing = folder / f".{PARQUET}.writing"
-    pq.write_table(pa.table(columns).replace_schema_metadata(about), writing)
-    writing.replace(folder / PARQUET)
+    with replacing(folder / PARQUET) as writing:
+        pq.write_table(pa.table(columns).replace_schema_metadata(about), writing)
     best = best_of(rows, sweep.config.mode)
     if best is None:
         return [folder / PARQUET]
@@ -89,7 +88,7 @@ def write_results(sweep: Sweep, rows: list[Row], folder: Path) -> list[Path]:
     if isinstance(sweep.config.scheduler, PBTConfig):
         head += "# These are the values at its end; those on the way, and whose state it went on from, are in population.json.\n"
     tree["name"] = f"{sweep.config.name}-best"
-    write_whole(folder / BEST, head + yaml.safe_dump(tree, sort_keys=False))
+    write_atomic(folder / BEST, head + yaml.safe_dump(tree, sort_keys=False))
     return [folder / PARQUET, folder / BEST]
 
 

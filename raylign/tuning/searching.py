@@ -17,8 +17,8 @@ from raylign.config import RunConfig
 from raylign.config.draw import RUN, Drawing, Point, Sweep
 from raylign.config.sweep import Parameter
 from raylign.controllers.run import make_stages
-from raylign.controllers.run_folders import write_whole
 from raylign.errors import UserError
+from raylign.files import write_atomic
 from raylign.tuning import folders
 from raylign.tuning.results import metric_of
 from raylign.tuning.size import check_sizes
@@ -97,7 +97,7 @@ class Asked(Searcher):
         config = folders.anchored(point.config)
         check_sizes({point.id: config})
         make_stages([config], quiet=True)
-        write_whole(folders.trial_folder(self._folder, point.id) / VALUES, json.dumps(values))
+        write_atomic(folders.trial_folder(self._folder, point.id) / VALUES, json.dumps(values))
         folders.prepare(self._folder, {point.id: config}, resume=True)
         self._points.append(point)
         return point

@@ -19,9 +19,10 @@ from raylign.config.draw import Sweep
 from raylign.config.sweep import PBTConfig
 from raylign.controllers.outputs import output_base
 from raylign.controllers.run import make_stages
-from raylign.controllers.run_folders import fresh_folder, newest_folder, write_whole
+from raylign.controllers.run_folders import fresh_folder, newest_folder
 from raylign.controllers.stopping import stop_on_signal
 from raylign.errors import Interrupted, RaylignError
+from raylign.files import write_atomic
 from raylign.tuning import folders
 from raylign.tuning.board import Board
 from raylign.tuning.experiment import Experiment
@@ -70,7 +71,7 @@ def sweep(loaded: Sweep, *, resume: bool = False, quiet: bool = False, work: Wor
     trials = _configs(loaded)
     earlier = [move for _, moves in sorted(taken(folder).items()) for move in moves]
     folders.prepare(folder, trials, resume=True, changed={move.trial for move in earlier})
-    write_whole(folder / "sweep.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_atomic(folder / "sweep.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     left = {name: one for name, one in trials.items() if not folders.outcome(folder, name).ended}
     num_left = searcher.num_left if searcher else len(left)
     stop = Stop()

@@ -14,8 +14,8 @@ from ray import tune
 from ray.util.placement_group import PlacementGroup
 
 from raylign.config import RunConfig, load_config
-from raylign.controllers.run_folders import write_whole
 from raylign.errors import Interrupted, NonFiniteError, UserError
+from raylign.files import write_atomic
 from raylign.tracking import Sink
 from raylign.tuning import folders
 
@@ -71,6 +71,6 @@ class Trainable:
         try:
             self.work(load_config(place / folders.CONFIG), place, group, TuneSink())
         except Exception as e:
-            write_whole(error, json.dumps({"error": f"{type(e).__name__}: {e}"}))
+            write_atomic(error, json.dumps({"error": f"{type(e).__name__}: {e}"}))
             if not isinstance(e, UserError | NonFiniteError):
                 raise

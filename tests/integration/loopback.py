@@ -157,8 +157,8 @@ def make_environment(own: Loopback) -> None:
     shutil.copytree(ROOT / "raylign", source / "raylign", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    init = source / "raylign" / "__init__.py"
-    init.write_text(init.read_text().replace('__version__ = "0.1.0"', '__version__ = "0.1.0.post1"'))
+    file = source / "raylign" / "version.py"
+    file.write_text(file.read_text().replace('__version__ = "0.1.0"', '__version__ = "0.1.0.post1"'))
     build = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(own.folder / "dist"), str(source)]
     subprocess.run([sys.executable, "-m", *build], check=True, timeout=200)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ray.util.placement_group import PlacementGroup
 
 from raylign.config import RunConfig
-from raylign.controllers.run_folders import write_whole
+from raylign.files import write_atomic
 from raylign.tracking import Sink
 
 SHORTEST, LONGEST = 25, 55  # seconds that a trial "works"; not all end, and begin, at the same time
@@ -23,4 +23,4 @@ def sleeps(config: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -
         time.sleep(seconds / 2)
         sink.log(step, {"sft/loss": 1.0 / step})
     gpus = sum(bundle.get("GPU", 0.0) for bundle in group.bundle_specs)
-    write_whole(folder / "summary.json", json.dumps({"start": start, "end": time.time(), "gpus": gpus}))
+    write_atomic(folder / "summary.json", json.dumps({"start": start, "end": time.time(), "gpus": gpus}))

@@ -19,8 +19,8 @@ from raylign.actors.session import ray_session
 from raylign.actors.waiting import Stop
 from raylign.config import RunConfig
 from raylign.config.sweep import SweepConfig
-from raylign.controllers.run_folders import write_whole
 from raylign.errors import PlacementError, UserError
+from raylign.files import write_atomic
 from raylign.tracking import Sink
 from raylign.tuning import folders
 from raylign.tuning.experiment import Experiment, Watch
@@ -66,7 +66,7 @@ def work(one: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -> Non
                     sink.log(step, {"sft/loss": float(value)})
         case ["sleeps"]:
             time.sleep(120)
-    write_whole(folder / "summary.json", json.dumps({"name": one.name}))
+    write_atomic(folder / "summary.json", json.dumps({"name": one.name}))
 
 
 def run(folder: Path, names: list[str], **options: Any) -> dict[str, folders.Outcome]:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from raylign.config import RunConfig, load_config, parse_config
 from raylign.config.sweep import Parameter, SweepConfig
 from raylign.controllers.commits import Commits
-from raylign.controllers.run_folders import write_whole
+from raylign.files import write_atomic
 from raylign.tuning import folders
 from raylign.tuning.population import Population, decide, explore, taken
 
@@ -69,7 +69,7 @@ class Learns:
             config = load_config(place / folders.CONFIG)
             commits = Commits(place / "commits", 1)
             if name in self.fails:
-                write_whole(place / folders.ERROR, '{"error": "OSError: no"}')
+                write_atomic(place / folders.ERROR, '{"error": "OSError: no"}')
                 continue
             last = commits.latest()
             weight = load_file(Path(last.role("policy")) / "model.safetensors")["w"] if last else np.zeros(1)
@@ -84,7 +84,7 @@ class Learns:
             state = {"sampler": {"seed": config.seed, "num_batches": until}, "tracker": {"wandb_run_id": name}}
             commits.finish(path, until, state | {"totals": {"tokens/trained": 1.0}, "wall_seconds": float(name)})
             if until >= STEPS:
-                write_whole(place / "summary.json", "{}")
+                write_atomic(place / "summary.json", "{}")
 
 
 def begin(folder: Path) -> Population:
@@ -137,7 +137,7 @@ def test_a_take_over_is_the_donors_state_with_a_seed_and_a_history_of_its_own(tm
     assert not (Path(loser.role("policy")) / "state" / "random-0.safetensors").exists(), "it draws by its own seed"
 
 
-BREAKS = ("tuning.population.write_whole", "tuning.population.parse_config", "controllers.commits.Commits.finish")
+BREAKS = ("tuning.population.write_atomic", "tuning.population.parse_config", "controllers.commits.Commits.finish")
 
 
 @pytest.mark.parametrize("breaks", BREAKS)

@@ -11,8 +11,8 @@ import yaml
 from ray.tune.search import Searcher
 
 from raylign.config.draw import Sweep, load_sweep
-from raylign.controllers.run_folders import write_whole
 from raylign.errors import ConfigError, UserError
+from raylign.files import write_atomic
 from raylign.tuning import folders, searching
 from raylign.tuning.searching import Asked, asked_before
 from tests.unit.test_sweep_config import DPO, PPO
@@ -52,7 +52,7 @@ def begin(loaded: Sweep, folder: Path) -> Asked:
 
 
 def finish(searcher: Asked, folder: Path, tune_id: str, name: str, score: float) -> None:
-    write_whole(folders.trial_folder(folder, name) / "summary.json", json.dumps({"score_after": score}))
+    write_atomic(folders.trial_folder(folder, name) / "summary.json", json.dumps({"score_after": score}))
     searcher.on_trial_complete(tune_id)
 
 
