@@ -225,20 +225,24 @@ def doctor(
 @cluster.command()
 def render(
     spec: Annotated[Path, typer.Argument(help="Cluster spec (YAML).", show_default=False)],
-    to: Annotated[str, typer.Option(help="aws, gcp, local, kuberay, slurm, skypilot; with commas.")] = "all",
-    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("clusters"),
+    to: Annotated[
+        str, typer.Option(help="Launchers, comma-separated: aws, gcp, local, kuberay, slurm, skypilot.")
+    ] = "all",
+    output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("clusters"),
 ) -> None:
-    """Make the launch files of a cluster from its spec, checked as their launcher would."""
+    """Write the launch files of a cluster from its spec. Cluster YAMLs are checked with Ray's own validator first."""
     import ray
 
     from raylign.actors.launchers import check_cluster_yaml
-    from raylign.cluster.render import chosen
-    from raylign.cluster.render import render as make
+    from raylign.cluster.launch_file import RenderContext
+    from raylign.cluster.render import render as render_files
+    from raylign.cluster.render import select_targets
     from raylign.cluster.spec import load_spec
 
     loaded = load_spec(spec)
-    files = make(loaded, chosen(loaded, to), source=spec.as_posix(), ray_version=ray.__version__)
-    for file in files:  # all are checked before one is written
+    context = RenderContext(source=spec.as_posix(), ray_version=ray.__version__)
+    files = render_files(loaded, select_targets(loaded, to), context)
+    for file in files:  # check all before writing the first
         if file.autoscaler:
             check_cluster_yaml(file.autoscaler, file.name)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,21 +1,32 @@
-"""KubeRay manifests (ray.io/v1, operator 1.5.1 or newer for its token): a cluster that stays, and a job with its own."""
+"""KubeRay manifests (ray.io/v1; the token needs operator 1.5.1 or newer): a cluster that stays, and a job with its own."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from raylign.cluster import commands
+from raylign.cluster.launch_file import LaunchFile, RenderContext, Tree, to_yaml
 from raylign.cluster.spec import ClusterSpec, NodeConfig
 
-Tree = dict[str, Any]
 API = "ray.io/v1"
-# Not a free choice: KubeRay makes its services for these.
+# Fixed: KubeRay makes its services for these ports.
 PORTS = [{"name": "gcs-server", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}]
 MAX_BACKLOG_SECONDS = 3600  # for the cluster of a job to become ready
+JOB_COMMAND = "raylign doctor"
+JOB_NOTE = "Set entrypoint to the command of the job, e.g. raylign run CONFIG KEY=VALUE."
+
+
+def render(spec: ClusterSpec, context: RenderContext) -> list[LaunchFile]:
+    """Return the manifest of a cluster and that of a job."""
+    return [
+        LaunchFile(f"{spec.name}-kuberay-cluster.yaml", to_yaml(cluster(spec, context.ray_version), context.header)),
+        LaunchFile(
+            f"{spec.name}-kuberay-job.yaml",
+            to_yaml(job(spec, context.ray_version, JOB_COMMAND), context.header, JOB_NOTE),
+        ),
+    ]
 
 
 def cluster(spec: ClusterSpec, ray_version: str) -> Tree:
-    """A RayCluster, for `ray job submit` through `kubectl port-forward`."""
+    """Return a RayCluster, for `ray job submit` through `kubectl port-forward`."""
     return {
         "apiVersion": API,
         "kind": "RayCluster",
@@ -25,10 +36,10 @@ def cluster(spec: ClusterSpec, ray_version: str) -> Tree:
 
 
 def job(spec: ClusterSpec, ray_version: str, command: str) -> Tree:
-    """A RayJob: makes the cluster, runs `raylign ...` on it, and removes it.
+    """Return a RayJob, which makes the cluster, runs the command on it, and removes it.
 
     Args:
-        command: what the job runs, e.g. `raylign run /mnt/shared/configs/ppo.yaml`.
+        command: command of the job, e.g. `raylign run /mnt/shared/configs/ppo.yaml`.
     """
     return {
         "apiVersion": API,
@@ -93,7 +104,9 @@ def _pod(spec: ClusterSpec, node: NodeConfig, name: str, ports: list[Tree]) -> T
     if spec.storage and spec.kuberay.claim:
         volumes.append({"name": "storage", "persistentVolumeClaim": {"claimName": spec.kuberay.claim}})
         mounts.append({"name": "storage", "mountPath": spec.storage.path})
-    own = {k: v for k, v in commands.variables(spec).items() if k != "RAY_AUTH_MODE"}  # the operator's, with the token
+    own = {
+        k: v for k, v in commands.variables(spec).items() if k != "RAY_AUTH_MODE"
+    }  # the operator sets it, with the token
     container: Tree = {
         "name": name,
         "image": spec.image,

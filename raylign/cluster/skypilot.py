@@ -1,20 +1,24 @@
-"""A SkyPilot task: the cheapest machines that fit, on any cloud, with a Ray of their own beside SkyPilot's."""
+"""A SkyPilot task: the cheapest machines that fit, on any cloud, with a Ray cluster separate from SkyPilot's own."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from raylign.cluster import commands
+from raylign.cluster.launch_file import LaunchFile, RenderContext, Tree, to_yaml
 from raylign.cluster.spec import ClusterSpec
 
-Tree = dict[str, Any]
-JOIN_SECONDS = 600  # for the workers to come
+JOIN_SECONDS = 600  # for the head to answer its workers
+
+
+def render(spec: ClusterSpec, context: RenderContext) -> list[LaunchFile]:
+    """Return one task."""
+    return [LaunchFile(f"{spec.name}-skypilot.yaml", to_yaml(task(spec), context.header))]
 
 
 def task(spec: ClusterSpec) -> Tree:
-    """The task, for `sky launch FILE --env ARGS="run configs/ppo.yaml"`.
+    """Return the task, for `sky launch FILE --env ARGS="run configs/ppo.yaml"`.
 
-    SkyPilot's nodes are alike: as many as workers.min_nodes, of their kind, and the first is also the head.
+    All nodes of a task are alike: workers.min_nodes nodes of the workers' kind, the first of which is also the head; or
+    the head alone if the spec has no workers.
     """
     assert spec.skypilot
     workers = spec.workers
@@ -49,7 +53,7 @@ def _run(spec: ClusterSpec, num_cpus: int, num_gpus: int) -> str:
     ray, port = commands.ray_command(spec), spec.ray.port
     resources = f"--num-cpus={num_cpus} --num-gpus={num_gpus} --disable-usage-stats"
     path = "" if spec.image else f'export PATH="{commands.home(spec.environment)}/bin:$PATH"\n'
-    # No `ray stop` anywhere: SkyPilot has a Ray of its own on these nodes.
+    # Never `ray stop`: SkyPilot runs a Ray cluster of its own on these nodes.
     return f"""\
 set -e
 {path}head=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)

@@ -1,20 +1,27 @@
-"""A Slurm batch script: one Ray over all nodes of the job (`ray symmetric-run`), the driver on the first."""
+"""A Slurm batch script: one Ray cluster over all nodes of the job (`ray symmetric-run`), with the driver on the first."""
 
 from __future__ import annotations
 
 from shlex import quote
 
 from raylign.cluster import commands
+from raylign.cluster.launch_file import LaunchFile, RenderContext, to_comment
 from raylign.cluster.spec import ClusterSpec
 
-START_SECONDS = 600  # for all nodes to join; Ray's own 30 s are short for a shared file system
+START_SECONDS = 600  # for all nodes to join; Ray's default of 30 s is too short for a shared file system
+
+
+def render(spec: ClusterSpec, context: RenderContext) -> list[LaunchFile]:
+    """Return one batch script."""
+    text = f"#!/usr/bin/env bash\n{to_comment(context.header)}{script(spec)}"
+    return [LaunchFile(f"{spec.name}-slurm.sh", text)]
 
 
 def script(spec: ClusterSpec) -> str:
-    """The script, to be called as `sbatch FILE run CONFIG [KEY=VALUE]...`.
+    """Return the script below its header, to be called as `sbatch FILE run CONFIG [KEY=VALUE]...`.
 
-    Slurm's nodes are alike: as many as workers.min_nodes, of their kind, and the first is also the head; without
-    workers the head alone.
+    All nodes of a Slurm job are alike: workers.min_nodes nodes of the workers' kind, the first of which is also the
+    head; or the head alone if the spec has no workers.
     """
     assert spec.slurm
     workers = spec.workers
@@ -32,7 +39,7 @@ def script(spec: ClusterSpec) -> str:
         "output": "%x-%j.log",
     }
     header = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
-    # At its end symmetric-run stops every Ray of this user on its nodes, so the nodes must be this job's alone.
+    # symmetric-run ends by stopping every Ray process of this user on its nodes, so this job must not share them.
     header.append("#SBATCH --exclusive")
     temp_dir = [f"--temp-dir={spec.ray.temp_dir}"] if spec.ray.temp_dir else []
     start = [f"--num-cpus={node.num_cpus}", f"--num-gpus={node.num_gpus}", "--disable-usage-stats", *temp_dir]

@@ -1,4 +1,4 @@
-"""Launch files: what the specs of the repository make, checked as their launchers would, and specs that are wrong."""
+"""Launch files: those of the repository against their specs, checked as launchers would, and wrong specs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import ray
 import yaml
 
 from raylign.actors.launchers import check_cluster_yaml
-from raylign.cluster.render import chosen, render
+from raylign.cluster.launch_file import RenderContext
+from raylign.cluster.render import TARGETS, render, select_targets, targets_of
 from raylign.cluster.spec import ClusterSpec, load_spec, parse_spec
 from raylign.errors import ConfigError, UserError
 from tests.unit.test_cli import command
@@ -67,9 +68,9 @@ WORKER_GROUP = {
 
 
 def files(tree: dict[str, Any], to: str = "all") -> dict[str, Any]:
-    """Name without the cluster's -> what the file says (the text of a script)."""
+    """Return the content of each file (the text of a script), by name without the cluster's."""
     spec = parse_spec(tree)
-    made = render(spec, chosen(spec, to), source="spec.yaml", ray_version=ray.__version__)
+    made = render(spec, select_targets(spec, to), RenderContext("spec.yaml", ray.__version__))
     return {f.name.removeprefix(f"{spec.name}-"): yaml.safe_load(f.text) if ".yaml" in f.name else f.text for f in made}
 
 
@@ -77,7 +78,7 @@ def files(tree: dict[str, Any], to: str = "all") -> dict[str, Any]:
 def test_files_of_the_repository_are_what_their_specs_make(path):
     spec = load_spec(path)
     source = path.relative_to(ROOT).as_posix()
-    made = render(spec, chosen(spec, "all"), source=source, ray_version=ray.__version__)
+    made = render(spec, select_targets(spec, "all"), RenderContext(source, ray.__version__))
     assert made
     for file in made:
         there = (ROOT / "clusters" / file.name).read_text()
@@ -87,9 +88,8 @@ def test_files_of_the_repository_are_what_their_specs_make(path):
 
 
 def test_no_launch_file_is_without_a_spec():
-    made = {
-        f.name for path in SPECS for f in render(load_spec(path), load_spec(path).targets, source="", ray_version="0")
-    }
+    specs = [load_spec(path) for path in SPECS]
+    made = {file.name for spec in specs for file in render(spec, targets_of(spec), RenderContext("", "0"))}
     there = {path.name for path in (ROOT / "clusters").iterdir() if path.suffix in (".yaml", ".sh")}
     assert there == made
 
@@ -153,7 +153,7 @@ def test_the_token_is_in_no_file(tmp_path):
 
 
 def slurm_job(tmp_path: Path, *arguments: str, token: str = "t") -> subprocess.CompletedProcess[str]:
-    """The script, with stubs for what only Slurm's nodes have. They write down how they were called."""
+    """Run the script with stubs for the commands that only Slurm's nodes have; stubs print how they were called."""
     tree = {k: v for k, v in ALL.items() if k not in ("kuberay", "image")} | {"environment": str(tmp_path / "env")}
     script = tmp_path / "job.sh"
     script.write_text(files(tree, "slurm")["slurm.sh"])
@@ -176,7 +176,7 @@ def slurm_job(tmp_path: Path, *arguments: str, token: str = "t") -> subprocess.C
     )
 
 
-def test_slurm_starts_one_ray_on_all_nodes_and_passes_arguments_whole(tmp_path):
+def test_slurm_starts_one_ray_on_all_nodes_and_passes_arguments_intact(tmp_path):
     done = slurm_job(tmp_path, "run", "ppo.yaml", "name=a b")
     assert done.returncode == 0, done.stderr
     assert "<ray><symmetric-run><--address><10.1.2.3:6379><--min-nodes><2>" in done.stdout
@@ -209,13 +209,13 @@ def test_skypilot_runs_with_a_ray_of_its_own():
         ({"workers": {**GPU_NODE, "max_nodes": 0}}, "workers.max_nodes: "),
         ({"workers": {**GPU_NODE, "num_gpu": 1}}, "workers.num_gpu: unknown key; did you mean num_gpus?"),
         ({"workers": {**GPU_NODE, "min_nodes": 9}}, "max_nodes: 3 is less than min_nodes 9; raise it"),
-        ({"storage": None}, "storage: several nodes need a folder that all of them see"),
+        ({"storage": None}, "storage: several nodes need a folder that all of them share"),
         ({"image": None}, "image: kuberay starts containers"),
         ({"local": {"head": "10.0.0.1"}}, "local.workers: 0 addresses for workers.max_nodes 3; make them equal"),
         ({"head": {**NODE, "machine": {"gcp": "x"}}}, "head.machine.aws: aws needs a machine type"),
-        ({"storage": {"path": "/x", "bucket": "gs://b"}}, "storage.bucket: gs://b is of another cloud"),
+        ({"storage": {"path": "/x", "bucket": "gs://b"}}, "storage.bucket: gs://b belongs to another cloud"),
         ({"storage": {"path": "relative"}}, "storage.path: "),
-        ({"files": {"~/.ray/auth_token": "x"}}, "files: Ray's token is copied by itself"),
+        ({"files": {"~/.ray/auth_token": "x"}}, "files: Ray's token is always copied"),
         ({"name": "Capital"}, "name: "),
     ],
 )
@@ -229,14 +229,21 @@ def test_a_wrong_spec_is_one_line_with_the_place(tmp_path, change, problem):
     assert len(caught.value.problems) == 1
 
 
-def test_a_launcher_without_a_section_is_told():
+def test_every_launcher_has_a_section_in_the_spec_that_may_be_left_out():
+    assert targets_of(parse_spec(ALL)) == TARGETS
+    assert targets_of(parse_spec({"name": "x", "head": NODE})) == ()
+    for name in TARGETS:
+        assert ClusterSpec.model_fields[name].default is None
+
+
+def test_a_launcher_without_a_section_is_refused():
     spec = ClusterSpec.model_validate({"name": "x", "head": NODE, "slurm": {}})
     with pytest.raises(UserError, match="--to: the spec has no section aws"):
-        chosen(spec, "aws")
-    with pytest.raises(UserError, match="--to: 'azure' is no launcher; known: aws, gcp"):
-        chosen(spec, "azure")
+        select_targets(spec, "aws")
+    with pytest.raises(UserError, match="--to: 'azure' is not a launcher; known: aws, gcp"):
+        select_targets(spec, "azure")
     with pytest.raises(UserError, match="names no launcher"):
-        chosen(ClusterSpec.model_validate({"name": "x", "head": NODE}), "all")
+        select_targets(ClusterSpec.model_validate({"name": "x", "head": NODE}), "all")
 
 
 def test_render_writes_and_says_what(tmp_path):
