@@ -1,4 +1,4 @@
-"""DPO: raylign, TRL 1.16 (reference in the loop, and precomputed) and a plain loop, in turns on the same work.
+"""DPO: raylign, TRL 1.16 (reference in the loop, and precomputed) and a plain loop, taking turns on the same work.
 
 python benchmarks/dpo.py --rounds 3 --report benchmarks/DPO.md
 """
@@ -14,12 +14,12 @@ import report
 import work
 from peers.environment import python_of
 
-AGREE = 1e-3  # TRL and the plain loop see the same batches in the same order: in fp32 their losses are the same
+AGREE = 1e-3  # TRL and the plain loop see the same batches in the same order, so in fp32 their losses agree
 
 
 def main() -> None:
     parser = harness.arguments("Benchmark DPO against TRL and a plain loop.")
-    parser.add_argument("--num-pairs", type=int, help="a smaller dataset, to try that everything runs")
+    parser.add_argument("--num-pairs", type=int, help="size of a smaller dataset, to check that everything runs")
     given = parser.parse_args()
     settings = work.settings(num_pairs=given.num_pairs)
     trl = python_of("trl-1.16", given.torch_index)
@@ -37,7 +37,9 @@ def main() -> None:
     fp32 = [run for run in runs if run.dtype == "fp32"]
     gap = report.largest_gap(fp32, "TRL 1.16", "plain loop", "loss")
     if gap is not None and gap > AGREE:
-        sys.exit(f"TRL and the plain loop disagree by {gap:.2g} in a step's loss: they do not do the same work")
+        sys.exit(
+            f"TRL and the plain loop disagree by {gap:.2g} in the loss of a step: they are not doing the same work"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run the sides of a benchmark as subprocesses, in turns, on the same cores, and gather what they measured."""
+"""Run the sides of a benchmark as subprocesses, in turns, on the same cores, and collect their measurements."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMEOUT = 1800  # seconds for one run of one side
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run of one side. Seconds are wall time."""
+    """Times and losses of one run of one side. Seconds are wall time."""
 
     side: str
     dtype: str
@@ -38,10 +38,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Side:
-    """One contestant: its command, and what it left to be read when it is done.
+    """One contestant of a benchmark: its command, and the function that reads its result.
 
-    command: given (work folder, scratch folder, dtype); the process runs with `environment` over the driver's own.
-    read: given (scratch folder); returns a mapping of the JSON that peers/record.py describes.
+    command: called with (work folder, scratch folder, dtype); returns the command line.
+    read: called with the scratch folder after the process has ended; returns the JSON that peers/record.py describes.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Side:
 
 
 def peer(name: str, python: Path, script: str, *extra: str) -> Side:
-    """A side whose script writes the JSON of peers/record.py itself."""
+    """Return a side whose script writes the JSON of peers/record.py itself."""
 
     def command(shared: Path, scratch: Path, dtype: str) -> list[str]:
         path = str(HERE / "peers" / script)
@@ -62,13 +62,13 @@ def peer(name: str, python: Path, script: str, *extra: str) -> Side:
 
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turns")
-    parser.add_argument("--dtype", default="fp32,bf16", help="fp32, bf16 or both with a comma")
-    parser.add_argument("--cores", type=int, default=2, help="cores, and threads, that every side gets")
-    parser.add_argument("--sides", help="comma-separated names; all if not given")
+    parser.add_argument("--rounds", type=int, default=3, help="number of runs of each side, in turns")
+    parser.add_argument("--dtype", default="fp32,bf16", help="fp32, bf16, or both separated by a comma")
+    parser.add_argument("--cores", type=int, default=2, help="number of cores and threads for every side")
+    parser.add_argument("--sides", help="comma-separated names; default: all")
     parser.add_argument("--report", type=Path, help="Markdown file to write")
-    parser.add_argument("--work", type=Path, help="where the shared work is made; a temporary folder if not given")
-    parser.add_argument("--torch-index", help="package index for torch when a peer's environment is made")
+    parser.add_argument("--work", type=Path, help="folder for the shared work; default: a temporary folder")
+    parser.add_argument("--torch-index", help="package index for torch when a peer's environment is created")
     return parser
 
 
@@ -83,24 +83,24 @@ def chosen(sides: list[Side], names: str | None) -> list[Side]:
 
 
 def measure(sides: list[Side], given: argparse.Namespace, settings: dict[str, Any]) -> list[Measurement]:
-    """Every side once a round, A B C A B C, so that a slow spell of the machine falls on all of them."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a side does not outlive a killed driver
+    """Run every side once per round, A B C A B C, so that a slow spell of the machine affects all of them."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a side must not outlive a killed driver
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])  # children inherit it
-    found = []
+    measurements = []
     with tempfile.TemporaryDirectory(prefix="raylign-bench-") as folder:
         shared = (given.work or Path(folder) / "work").resolve()
         work.make(shared, settings)
         for dtype in given.dtype.split(","):
             for index in range(given.rounds):
                 for side in sides:
-                    found.append(_run(side, shared, dtype, given.cores))
-                    last = found[-1]
+                    last = _run(side, shared, dtype, given.cores)
+                    measurements.append(last)
                     print(
                         f"{dtype} round {index + 1}/{given.rounds} {side.name}: "
                         f"whole {last.seconds_whole:.1f} s, inner {last.seconds_inner:.1f} s",
                         file=sys.stderr,
                     )
-    return found
+    return measurements
 
 
 def _run(side: Side, shared: Path, dtype: str, cores: int) -> Measurement:
@@ -126,16 +126,16 @@ def _run(side: Side, shared: Path, dtype: str, cores: int) -> Measurement:
             whole = time.perf_counter() - begun
         if status != 0:
             ending = (scratch / "output.log").read_text(errors="replace")[-4000:]
-            how = f"ran past {TIMEOUT} s" if status is None else f"ended with status {status}"
+            how = f"ran longer than {TIMEOUT} s" if status is None else f"ended with status {status}"
             raise SystemExit(f"{ending}\n{side.name} {dtype} {how}: {' '.join(command)}")
         result = side.read(scratch)
     return Measurement(side.name, dtype, whole, **result)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a side that still runs (Ctrl-C, timeout), then whatever it left behind: the next must find idle cores."""
+    """End a side that is still running (Ctrl-C, timeout) and its children: the next side must find idle cores."""
     if process.poll() is None:
-        process.terminate()  # raylign puts its Ray processes away on SIGTERM
+        process.terminate()  # raylign ends its Ray processes on SIGTERM
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=60)
     with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""PPO: raylign, TRL 1.12 and a plain loop, in turns on the same work.
+"""PPO: raylign, TRL 1.12 and a plain loop, taking turns on the same work.
 
 python benchmarks/ppo.py --rounds 3 --report benchmarks/PPO.md
 """
@@ -17,7 +17,9 @@ from peers.environment import python_of
 
 def main() -> None:
     parser = harness.arguments("Benchmark PPO against TRL and a plain loop.")
-    parser.add_argument("--steps", type=int, help="fewer rounds of rollout and update, to try that everything runs")
+    parser.add_argument(
+        "--steps", type=int, help="number of rounds of rollout and update, to check that everything runs"
+    )
     given = parser.parse_args()
     settings = work.settings(ppo_steps=given.steps)
     sides = [

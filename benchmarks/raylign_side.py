@@ -1,4 +1,4 @@
-"""raylign as a side of a benchmark: the run config for the shared work, and what a finished run says about itself."""
+"""raylign as a side of a benchmark: its run config for the shared work, and the reader of its results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from harness import Side
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-# The peers' names of metrics, and raylign's.
+# The metric names of the peers, and those of raylign.
 LOSSES = {
     "dpo": {"loss": "dpo/loss", "accuracy": "dpo/accuracy"},
     "ppo": {"loss": "policy/loss", "value_loss": "critic/loss", "kl": "kl/k1", "score": "reward/mean"},
@@ -19,12 +19,12 @@ LOSSES = {
 
 
 def side(algorithm: str, settings: dict[str, Any], cores: int) -> Side:
-    """`raylign run` on the shared work; `algorithm` is dpo or ppo."""
+    """Return the side that executes `raylign run` on the shared work; `algorithm` is dpo or ppo."""
     cli = Path(sys.executable).with_name("raylign")
 
     def command(shared: Path, scratch: Path, dtype: str) -> list[str]:
         if not cli.is_file():
-            raise SystemExit(f"{cli} is not there; install raylign into this environment: pip install -e .")
+            raise SystemExit(f"{cli} does not exist; install raylign into this environment: pip install -e .")
         tree = {"dpo": _dpo, "ppo": _ppo}[algorithm](settings, shared, dtype, cores)
         path = scratch / f"{algorithm}.yaml"
         path.write_text(yaml.safe_dump(tree | _common(settings, algorithm, scratch), sort_keys=False))
@@ -62,7 +62,7 @@ def _dpo(settings: dict[str, Any], shared: Path, dtype: str, cores: int) -> dict
             "beta": dpo["beta"],
             "optimizer": _optimizer(settings, "dpo"),
         },
-        # Reference and policy work one after the other, so each may have all the cores.
+        # Reference and policy run one after the other, so each may use all the cores.
         "placement": {"policy": {"num_threads": cores}, "reference": {"num_threads": cores}},
     }
 
@@ -86,7 +86,7 @@ def _ppo(settings: dict[str, Any], shared: Path, dtype: str, cores: int) -> dict
             "clip_range": ppo["clip_range"],
             "gamma": ppo["gamma"],
             "gae_lambda": ppo["gae_lambda"],
-            # The peers take the sampled logprobs too; in bf16 the engine's differ from the learner's too much for it.
+            # The peers use the sampled logprobs too; in bf16 those of the engine differ too much from the learner's.
             "old_logprobs": "engine" if dtype == "fp32" else "learner",
         },
         "rollout": {
@@ -97,16 +97,18 @@ def _ppo(settings: dict[str, Any], shared: Path, dtype: str, cores: int) -> dict
 
 
 def _read(run: Path, algorithm: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of peers/record.py, out of metrics.jsonl (a line a step) and summary.json."""
+    """Return the JSON of peers/record.py, from metrics.jsonl (one line per step) and summary.json."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = json.loads((run / "summary.json").read_text())["stage_seconds"]
-    # The reference pass of DPO comes before the first step; it is work, as in the other sides.
+    # The reference pass of DPO runs before the first step; it counts as work, as for the other sides.
     inner = ("step", "reference") if algorithm == "dpo" else ("step",)
     missing = [name for name in inner if name not in seconds]
     losses = [_losses(line, algorithm) for line in lines if LOSSES[algorithm]["loss"] in line]
     if missing or not losses:
         lacks = ", ".join(missing or LOSSES[algorithm].values())
-        raise SystemExit(f"{run}: neither metrics.jsonl nor summary.json has {lacks}; mend benchmarks/raylign_side.py")
+        raise SystemExit(
+            f"{run}: neither metrics.jsonl nor summary.json has {lacks}; update benchmarks/raylign_side.py"
+        )
     sizes = settings[algorithm]
     return {
         "losses": losses,

@@ -1,4 +1,4 @@
-"""Measurements -> a table on the terminal and a Markdown report."""
+"""The Markdown report of a benchmark, from its measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INNER: Field = lambda run: run.seconds_inner  # noqa: E731
 
 
 def markdown(title: str, unit: str, runs: list[Measurement], cores: int) -> str:
-    """The report: times and ratios for each dtype, then losses, then where the time of each side goes."""
+    """Return the report: times and ratios for each dtype, then losses, then a breakdown of each side's time."""
     sides = list(dict.fromkeys(run.side for run in runs))
     dtypes = list(dict.fromkeys(run.dtype for run in runs))
     first = sides[0]
@@ -60,7 +60,7 @@ def _ratio(runs: list[Measurement], base: list[Measurement], field: Field) -> st
 
 
 def _losses(by_side: dict[str, list[Measurement]]) -> list[str]:
-    """First step, last step and mean of every metric, of each side's first round; rounds repeat the same seeds."""
+    """Tabulate first step, last step and mean of every metric, from each side's first round; rounds repeat the seeds."""
     lines = ["| side | metric | steps | first | last | mean |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for side, runs in by_side.items():
         steps = runs[0].losses
@@ -73,7 +73,7 @@ def _losses(by_side: dict[str, list[Measurement]]) -> list[str]:
 
 
 def _breakdown(by_side: dict[str, list[Measurement]]) -> list[str]:
-    lines = ["Where the time goes (medians, seconds; phases may contain each other):", ""]
+    lines = ["Where the time goes (medians, seconds; sections may contain each other):", ""]
     for side, runs in by_side.items():
         names = list(dict.fromkeys(name for run in runs for name in run.breakdown))
         parts = [f"{name} {median(run.breakdown.get(name, 0.0) for run in runs):.2f}" for name in names]
@@ -83,9 +83,9 @@ def _breakdown(by_side: dict[str, list[Measurement]]) -> list[str]:
 
 
 def largest_gap(runs: list[Measurement], left: str, right: str, metric: str) -> float | None:
-    """Largest difference of a metric between two sides that saw the same batches in the same order, in one round."""
-    pairs = [[run for run in runs if run.side == side] for side in (left, right)]
-    if not all(pairs):
+    """Return the largest difference of a metric, in one round, between two sides that saw the same batches in order."""
+    by_side = [[run for run in runs if run.side == side] for side in (left, right)]
+    if not all(by_side):
         return None
-    columns = [[step[metric] for step in found[0].losses] for found in pairs]
+    columns = [[step[metric] for step in side_runs[0].losses] for side_runs in by_side]
     return max(abs(a - b) for a, b in zip(*columns, strict=True))

@@ -8,7 +8,7 @@
       pairs.jsonl     prompt, chosen, rejected
       prompts.jsonl   prompt
 
-Everything follows from the seed, so two machines that make the folder measure the same work.
+Everything follows from the seed, so two machines that generate the folder measure the same work.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
         "minibatches": 4,
         "prompt_tokens": 32,
         "completion_tokens": 64,
-        "learning_rate": 5e-5,  # of policy and critic: TRL drives both with one optimizer
+        "learning_rate": 5e-5,  # for policy and critic: TRL updates both with one optimizer
         "kl_coef": 0.05,
         "clip_range": 0.2,
         "value_clip_range": 0.2,
@@ -51,7 +51,7 @@ SPECIAL = ["<pad>", "<eos>", "<unk>"]
 
 
 def settings(num_pairs: int | None = None, ppo_steps: int | None = None) -> dict[str, Any]:
-    """The settings of a benchmark; smaller sizes only serve to try that everything runs."""
+    """Return the settings of a benchmark; smaller sizes only serve to check that everything runs."""
     chosen = json.loads(json.dumps(SETTINGS))
     chosen["dpo"]["num_pairs"] = num_pairs or chosen["dpo"]["num_pairs"]
     chosen["ppo"]["steps"] = ppo_steps or chosen["ppo"]["steps"]
@@ -59,7 +59,7 @@ def settings(num_pairs: int | None = None, ppo_steps: int | None = None) -> dict
 
 
 def make(folder: Path, wanted: dict[str, Any]) -> None:
-    """Write the work into `folder`, or leave it alone if it holds exactly this work already."""
+    """Write the work into `folder`, unless it already holds exactly this work."""
     stamp = folder / "settings.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == wanted:
         return
@@ -70,11 +70,11 @@ def make(folder: Path, wanted: dict[str, Any]) -> None:
     rng = random.Random(wanted["seed"])
     _write_rows(folder / "pairs.jsonl", _pairs(wanted["dpo"], words, rng))
     _write_rows(folder / "prompts.jsonl", _prompts(wanted["ppo"], words, rng))
-    stamp.write_text(json.dumps(wanted, indent=2))  # last, so that an interrupted folder is made again
+    stamp.write_text(json.dumps(wanted, indent=2))  # last, so that an interrupted folder is regenerated
 
 
 def _words() -> list[str]:
-    """As many made-up two-syllable words as the vocabulary has room for beside the special tokens."""
+    """Return as many made-up two-syllable words as fit in the vocabulary beside the special tokens."""
     syllables = [c + v for c in "bdfghjklmnprstvz" for v in "aeio"]
     made = (first + second for first, second in itertools.product(syllables, syllables))
     return list(itertools.islice(made, VOCABULARY - len(SPECIAL)))
@@ -111,15 +111,15 @@ def _write_models(folder: Path, seed: int, words: list[str]) -> None:
     policy.save_pretrained(folder / "policy")
     reward = Qwen2ForSequenceClassification(Qwen2Config(**shape, id2label={0: "reward"}, label2id={"reward": 0}))
     reward.save_pretrained(folder / "reward")
-    # Beside a Qwen2 config, AutoTokenizer puts Qwen2's own pre-tokeniser in place of this one (transformers 5). So texts
-    # are read with the folder of its own; the copy only shows that policy and reward model have one vocabulary.
+    # Beside a Qwen2 config, AutoTokenizer replaces this pre-tokeniser by Qwen2's own (transformers 5). So the tokenizer has
+    # its own folder, which all sides read; the copy only shows that policy and reward model share a vocabulary.
     tokenizer.save_pretrained(folder / "tokenizer")
     tokenizer.save_pretrained(folder / "reward")
 
 
 def _pairs(sizes: dict[str, Any], words: list[str], rng: random.Random) -> list[dict[str, str]]:
     # Chosen completions prefer the first half of the words, rejected ones the second half: with something to learn
-    # the loss moves, and a side that computes it wrongly is seen.
+    # the loss moves, and a side that computes it wrongly is noticed.
     half = len(words) // 2
 
     def completion(liked: list[str], other: list[str]) -> str:
@@ -146,7 +146,7 @@ def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make the shared work of the benchmarks.")
+    parser = argparse.ArgumentParser(description="Generate the shared work of the benchmarks.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--num-pairs", type=int)
     parser.add_argument("--ppo-steps", type=int)

@@ -1,7 +1,7 @@
 """Run raylign on the cluster that `ray up` started: `ray submit CLUSTER.yaml clusters/launch.py -- run CONFIG KEY=VALUE`.
 
-`ray submit` copies this one file to the head and runs it there, so it needs nothing but Python. Arguments with spaces
-need quotes twice, as Ray joins them for a shell: "'key=a b'".
+`ray submit` copies only this file to the head and runs it there, so it imports only the standard library. Quote arguments
+with spaces twice, because Ray joins them into one shell command: "'key=a b'".
 """
 
 import os
@@ -14,15 +14,15 @@ ADDRESS_FILE = Path("~/.raylign-cluster").expanduser()  # written by the head's 
 
 def main() -> None:
     if not ADDRESS_FILE.exists():
-        sys.exit(f"launch: {ADDRESS_FILE} is not there: no cluster was started here; run: ray up CLUSTER.yaml")
+        sys.exit(f"launch: {ADDRESS_FILE} does not exist: no cluster was started here; run: ray up CLUSTER.yaml")
     raylign = shutil.which("raylign")
     if raylign is None:
         sys.exit(
-            "launch: raylign is not on the PATH of this node; name it in `install` of the cluster spec, ray up again"
+            "launch: raylign is not on the PATH of this node; add it to `install` in the cluster spec and run ray up again"
         )
     os.environ.update(line.split("=", 1) for line in ADDRESS_FILE.read_text().splitlines() if "=" in line)
-    os.chdir(Path.home())  # what relative paths of a run mean, whatever shell we came through
-    # Ray's shells say 1 thread for the driver; actors have their own number, from placement.*.num_threads.
+    os.chdir(Path.home())  # relative paths of a run start here, whichever shell started this script
+    # Ray's shells limit the driver to 1 thread; actors set their own number from placement.*.num_threads.
     os.execv(raylign, [raylign, *sys.argv[1:]])
 
 

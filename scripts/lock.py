@@ -1,4 +1,4 @@
-"""Write requirements/cpu.lock from the environment this runs in; requirements/README.md says when and how."""
+"""Write requirements/cpu.lock from the current environment; requirements/README.md explains when and how."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def main() -> None:
 
 
 def _needed_by(name: str, extra: str, installed: dict[str, Distribution]) -> set[str]:
-    """The package and everything it requires here, directly or not."""
-    found: set[str] = set()
+    """Return the package and everything it requires in this environment, directly or indirectly."""
+    needed: set[str] = set()
     todo: list[tuple[str, str]] = [(canonicalize_name(name), extra)]
     seen: set[tuple[str, str]] = set()
     while todo:
@@ -43,16 +43,16 @@ def _needed_by(name: str, extra: str, installed: dict[str, Distribution]) -> set
         if (package, extra) in seen or package not in installed:
             continue
         seen.add((package, extra))
-        found.add(package)
+        needed.add(package)
         for text in installed[package].requires or ():
             need = Requirement(text)
             if need.marker is None or need.marker.evaluate({"extra": extra}):
                 todo += [(canonicalize_name(need.name), e) for e in ("", *need.extras)]
-    return found
+    return needed
 
 
 def _pin(package: Distribution) -> str:
-    """`name==version`, without the local build tag (`+cpu`), which only one source of wheels has."""
+    """Return `name==version` without the local build tag (`+cpu`), which only one source of wheels has."""
     return f"{package.metadata['Name']}=={package.version.partition('+')[0]}"
 
 

@@ -1,7 +1,7 @@
-"""Environments of the peers: one virtual environment each, made once under .bench/ and reused.
+"""Virtual environments of the peers, one each, created once under .bench/ and reused.
 
-TRL cannot live beside raylign: its DPO and PPO trainers are in two different versions. torch is installed first and
-by itself, so that the pinned build is what the second line finds.
+TRL cannot share an environment with raylign, because its DPO and PPO trainers are in two different versions. torch is
+installed first and alone, so that the second pip call finds the pinned build.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ ROOT = Path(__file__).resolve().parents[2] / ".bench"
 TORCH = "torch==2.13.0"
 PEERS = {
     "trl-1.16": ("trl>=1.16,<1.17", "transformers>=5.16.1,<5.20"),  # DPOTrainer, newest
-    "trl-1.12": ("trl>=1.12,<1.13", "transformers>=5.16.1,<5.20"),  # the last with a PPOTrainer
+    "trl-1.12": ("trl>=1.12,<1.13", "transformers>=5.16.1,<5.20"),  # the last version with a PPOTrainer
 }
 TIMEOUT = 1800  # seconds for one pip call; torch is a large download
 
 
 def python_of(peer: str, torch_index: str | None = None) -> Path:
-    """Interpreter of a peer's environment, which is made if it is not there.
+    """Return the interpreter of a peer's environment, creating the environment if it does not exist.
 
     Args:
         peer: a key of PEERS.
         torch_index: package index for the torch line only (a CPU build of torch saves several GB).
     Raises:
-        subprocess.SubprocessError: pip failed or ran out of time; the half-made environment is removed next time.
+        subprocess.SubprocessError: pip failed or timed out; the next call removes the incomplete environment.
     """
     folder = ROOT / peer
     python, stamp = folder / "bin" / "python", folder / "made-from.txt"
@@ -47,8 +47,8 @@ def python_of(peer: str, torch_index: str | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make the environments of the peers.")
-    parser.add_argument("--peer", choices=list(PEERS), help="only this one")
+    parser = argparse.ArgumentParser(description="Create the environments of the peers.")
+    parser.add_argument("--peer", choices=list(PEERS), help="only this peer")
     parser.add_argument("--torch-index", help="package index for torch only")
     arguments = parser.parse_args()
     for name in [arguments.peer] if arguments.peer else PEERS:

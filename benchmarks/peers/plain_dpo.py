@@ -1,4 +1,4 @@
-"""DPO as a person would write it by hand: one process, one loop (Rafailov et al. 2023, eq. 7).
+"""DPO as an engineer would write it by hand: one process, one loop (Rafailov et al. 2023, eq. 7).
 
 The head runs only on completion tokens and the reference is computed in the loop. Rows are padded and not sorted.
 """
@@ -20,7 +20,7 @@ record.imported()
 
 
 def collate(rows: list[dict[str, list[int]]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """tokens [2B, L] (chosen above rejected), attention_mask [2B, L], completion_mask [2B, L - 1] of targets."""
+    """Return tokens [2B, L] (chosen above rejected), attention_mask [2B, L], completion_mask [2B, L - 1] of targets."""
     pairs = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
     width = max(len(prompt) + len(completion) for prompt, completion in pairs)
     tokens = torch.zeros(len(pairs), width, dtype=torch.long)
@@ -35,7 +35,7 @@ def collate(rows: list[dict[str, list[int]]]) -> tuple[torch.Tensor, torch.Tenso
 
 
 def sequence_logprobs(model, tokens, attention_mask, completion_mask) -> torch.Tensor:
-    """Sum of the completion's logprobs: [2B], in nats."""
+    """Return the sum of each completion's logprobs: [2B], in nats."""
     hidden = model.model(input_ids=tokens, attention_mask=attention_mask, use_cache=False).last_hidden_state[:, :-1]
     logits = model.lm_head(hidden[completion_mask]).float()
     token_logprobs = -F.cross_entropy(logits, tokens[:, 1:][completion_mask], reduction="none")

@@ -1,4 +1,4 @@
-"""PPO as a person would write it by hand: one process, one loop (Schulman et al. 2017; Ouyang et al. 2022).
+"""PPO as an engineer would write it by hand: one process, one loop (Schulman et al. 2017; Ouyang et al. 2022).
 
 Generation keeps a key-value cache and the sampled logprobs; every head runs only on completion tokens. Policy and
 critic are two models with an AdamW each. Rows are padded and not sorted.
@@ -63,7 +63,7 @@ def hidden_states(backbone, samples: Samples) -> torch.Tensor:
 
 
 def completion_logprobs(policy, samples: Samples) -> torch.Tensor:
-    """Logprobs of the completion tokens: [N, T]; 0 outside the mask."""
+    """Return the logprobs of the completion tokens: [N, T]; 0 outside the mask."""
     width = samples.mask.shape[1]
     hidden = hidden_states(policy.model, samples)[:, -width - 1 : -1]
     logits = policy.lm_head(hidden[samples.mask]).float()
@@ -72,14 +72,14 @@ def completion_logprobs(policy, samples: Samples) -> torch.Tensor:
 
 
 def completion_values(critic, samples: Samples) -> torch.Tensor:
-    """Values of the states in which the completion tokens are chosen: [N, T]; 0 outside the mask."""
+    """Return the values of the states in which the completion tokens are chosen: [N, T]; 0 outside the mask."""
     width = samples.mask.shape[1]
     values = critic.score(hidden_states(critic.model, samples)[:, -width - 1 : -1]).squeeze(-1).float()
     return values * samples.mask
 
 
 def assemble(samples: Samples, ref_logprobs, values, scores, ppo: dict) -> Targets:
-    """KL-shaped rewards, generalised advantage estimation (Schulman et al. 2016), whitening."""
+    """Compute KL-shaped rewards and whitened advantages (GAE, Schulman et al. 2016)."""
     mask, lengths = samples.mask, samples.mask.sum(1)
     kl = (samples.logprobs - ref_logprobs) * mask
     rewards = -ppo["kl_coef"] * kl
@@ -105,7 +105,7 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def losses(policy, critic, samples: Samples, targets: Targets, ppo: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clipped policy loss (Schulman et al. 2017, eq. 7) and clipped value loss of one minibatch."""
+    """Return the clipped policy loss (Schulman et al. 2017, eq. 7) and the clipped value loss of one minibatch."""
     ratio = (completion_logprobs(policy, samples) - samples.logprobs).exp()
     clipped = ratio.clamp(1 - ppo["clip_range"], 1 + ppo["clip_range"])
     policy_loss = masked_mean(torch.max(-targets.advantages * ratio, -targets.advantages * clipped), samples.mask)

@@ -1,6 +1,6 @@
-"""What the peer scripts share: arguments, the clock, and the JSON that a driver reads. Standard library only.
+"""Shared code of the peer scripts: arguments, the clock, and the JSON that a driver reads. Standard library only.
 
-Imported first by every script, so that the time of its heavy imports is seen.
+Every script imports this module first, so that the time of its heavy imports is measured.
 """
 
 from __future__ import annotations

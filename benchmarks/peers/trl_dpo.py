@@ -1,10 +1,10 @@
-"""DPO by TRL 1.16's DPOTrainer, with the options of its own that are fastest here.
+"""DPO with TRL 1.16's DPOTrainer and the options that are fastest here.
 
-Variants: `online` computes the reference in the loop (its default), `precomputed` before the loop, with batches
-four times as large as the training ones. `padding_free` is switched off by TRL itself in this version.
+Variants: `online` computes the reference in the loop (TRL's default), `precomputed` before the loop, with batches four
+times as large as in training. TRL itself disables `padding_free` in this version.
 """
 # pyright: reportMissingImports=false
-# TRL lives in an environment of its own (environment.py).
+# TRL has its own environment (environment.py).
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ record = Record.from_arguments("online", "precomputed")
 scratch = tempfile.TemporaryDirectory()
 os.environ["HF_DATASETS_CACHE"] = (
     scratch.name
-)  # TRL caches reference logprobs on disk: no round may profit from another
+)  # TRL caches reference logprobs on disk; no round may benefit from an earlier one
 
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
@@ -28,7 +28,7 @@ record.imported()
 
 
 class TimedTrainer(DPOTrainer):
-    """DPOTrainer precomputes the reference inside its constructor; this makes the seconds of it visible."""
+    """DPOTrainer that times its reference pass, which runs inside the constructor."""
 
     def _precompute_ref_logps(self, *args, **kwargs):
         with record.phase("reference"):
@@ -66,7 +66,7 @@ def main() -> None:
         max_length=512,
         precompute_ref_log_probs=precomputed,
         precompute_ref_batch_size=4 * dpo["batch_size"] if precomputed else None,
-        train_sampling_strategy="sequential",  # the order of the other sides, so that losses can be compared
+        train_sampling_strategy="sequential",  # same order as the other sides, so that losses can be compared
         gradient_checkpointing=False,
         bf16=record.dtype == "bf16",
         use_cpu=True,

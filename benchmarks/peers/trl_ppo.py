@@ -1,11 +1,11 @@
-"""PPO by TRL 1.12's PPOTrainer (trl.experimental.ppo), the last version that has one, with its fastest options.
+"""PPO with TRL 1.12's PPOTrainer (trl.experimental.ppo), the last version that has one, and its fastest options.
 
-One micro-batch a minibatch and one generation batch a round. In bf16 the frozen models are loaded in bf16, since
-TRL's autocast covers only the update; its policy and critic keep fp32 master weights, and it generates in fp32.
-It clips no gradients and shuffles its prompts; neither has an option.
+One micro-batch per minibatch and one generation batch per round. In bf16 the frozen models are loaded in bf16, because
+TRL's autocast covers only the update; policy and critic keep fp32 master weights, and generation runs in fp32. The
+trainer does not clip gradients and shuffles its prompts; it has no option for either.
 """
 # pyright: reportMissingImports=false
-# TRL lives in an environment of its own (environment.py).
+# TRL has its own environment (environment.py).
 
 from __future__ import annotations
 
