@@ -185,10 +185,10 @@ def compare(
 
         compare_spec(Path(overrides[0]), json_file)
         return
-    from raylign.compare import show
-    from raylign.compare.exact import Wanted
+    from raylign.compare.exact import command as exact
+    from raylign.compare.exact.runs import ExactSpec
 
-    wanted = Wanted(
+    wanted = ExactSpec(
         algorithms=split_list("--algorithms", algorithms, str),
         betas=split_list("--betas", betas, float),
         seeds=split_list("--seeds", seeds, int),
@@ -196,7 +196,7 @@ def compare(
         num_pairs=pairs,
         output_dir=output_dir,
     )
-    show.compare(task, wanted, json_file)
+    exact.compare(task, wanted, json_file)
 
 
 @app.command()

@@ -6,12 +6,10 @@ import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from raylign.compare.samples import Sample
 from raylign.config import load_config
-
-if TYPE_CHECKING:
-    from raylign.compare.rows import Sample
 
 
 def judged_best(folder: Path, n: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
@@ -19,7 +17,6 @@ def judged_best(folder: Path, n: int) -> tuple[tuple[Sample, ...], tuple[Sample,
 
     The first of each is what the start does without a choice.
     """
-    from raylign.compare.rows import Sample
     from raylign.models.description import load_tokenizer
 
     config = load_config(folder / "resolved.yaml")

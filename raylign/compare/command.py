@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raylign.compare.execute import make_rows
+from raylign.compare.execute import make_records
+from raylign.compare.expand import PlannedRun, Recipe, comparison_folder, expand_runs, read_recipes
 from raylign.compare.matched import check_matched
 from raylign.compare.pilot import measured_steps
-from raylign.compare.plans import PlannedRun, Recipe, comparison_folder, plan_runs, read_recipes
-from raylign.compare.rows import Row, write_rows
+from raylign.compare.records import RunRecord, write_records
 from raylign.config.compare import CompareConfig, load_compare
 from raylign.controllers.stages import plan as plan_stages
 from raylign.errors import RaylignError
@@ -43,7 +43,7 @@ def prepare(path: Path) -> Comparison:
     recipes = read_recipes(path, spec, lines)
     check_matched(recipes)
     folder = comparison_folder(spec)
-    planned = plan_runs(spec, recipes, folder)
+    planned = expand_runs(spec, recipes, folder)
     for one in planned:
         plan_stages(one.config)  # the files that they name are there
     return Comparison(path, spec, recipes, folder, planned)
@@ -55,17 +55,17 @@ def measured(comparison: Comparison, note: Callable[[str], None]) -> Comparison:
     if spec.budget is None or spec.budget.per != "device_seconds":
         return comparison
     steps = measured_steps(spec, recipes, folder, note)
-    return replace(comparison, planned=plan_runs(spec, recipes, folder, steps))
+    return replace(comparison, planned=expand_runs(spec, recipes, folder, steps))
 
 
-def compare_spec(path: Path, json_file: Path | None = None, console: Console | None = None) -> list[Row]:
+def compare_spec(path: Path, json_file: Path | None = None, console: Console | None = None) -> list[RunRecord]:
     """Make all runs and the report. The same command goes on where it stopped, and writes the report anew.
 
     Raises:
         UserError: the spec must be mended; nothing was started.
         RaylignError: no run came to its end.
     """
-    from raylign.compare.report import write_report
+    from raylign.compare.report.write import write_report
 
     console = console or Console()
     comparison = prepare(path)
@@ -79,14 +79,14 @@ def compare_spec(path: Path, json_file: Path | None = None, console: Console | N
         progress.print(line, soft_wrap=True, highlight=False, markup=False)
 
     comparison = measured(comparison, note)
-    rows = make_rows(comparison.planned, comparison.folder, note)
-    write_rows(comparison.folder / ROWS, rows)
+    rows = make_records(comparison.planned, comparison.folder, note)
+    write_records(comparison.folder / ROWS, rows)
     if not any(row.done for row in rows):
         raise RaylignError(f"no run came to its end; the first said: {rows[0].error}")
     note("writing the report")
     files = write_report(comparison.spec, comparison.file, rows, comparison.folder)
     if json_file:
-        write_rows(json_file, rows)
+        write_records(json_file, rows)
     for row in rows:
         if not row.done:
             console.print(f"failed: {row.id}: {row.error}", soft_wrap=True)

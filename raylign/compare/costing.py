@@ -8,7 +8,7 @@
 - `learning` leaves out what only judges: the seconds of evaluations, and the engines and evaluator that are started after
   an offline run for it. Methods are compared by it.
 - Offline runs on the same rows share the logprobs of the reference: the first one makes them. What it held for that is
-  divided evenly among them (`share_reference`).
+  divided evenly among them (`split_reference_pass_cost`).
 - Operations: 6 for each parameter and completion token learned from (as often as it is passed), 2 for each token
   generated or scored. Prompts and attention are left out, for all methods alike, so it is a lower bound.
 """

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from raylign.compare.exact_rows import without_noise
-from raylign.compare.plans import PlannedRun
-from raylign.compare.rows import Row, failed_row, read_row, share_reference, share_references
+from raylign.compare.exact.scores import without_noise
+from raylign.compare.expand import PlannedRun
+from raylign.compare.read import failed_record, read_record
+from raylign.compare.records import RunRecord, attach_reference_answers, split_reference_pass_cost
 from raylign.controllers.stages import Stage
 from raylign.controllers.stages import plan as plan_stages
 from raylign.tuning.trials import Trial, run_trials
 
 
-def make_rows(planned: Sequence[PlannedRun], folder: Path, note: Callable[[str], None]) -> list[Row]:
+def make_records(planned: Sequence[PlannedRun], folder: Path, note: Callable[[str], None]) -> list[RunRecord]:
     """Every run made, or found done, as a row."""
     results = run_trials([Trial(one.id, one.config) for one in planned], folder, note=note)
     rows = []
     for one, result in zip(planned, results, strict=True):
         if result.folder is None or result.error is not None:
-            rows.append(failed_row(one, result.error or "no result"))
+            rows.append(failed_record(one, result.error or "no result"))
         else:
-            rows.append(without_noise(read_row(one, result.folder, stages_of(plan_stages(one.config)))))
-    return share_references(share_reference(rows))
+            rows.append(without_noise(read_record(one, result.folder, stages_of(plan_stages(one.config)))))
+    return attach_reference_answers(split_reference_pass_cost(rows))
 
 
 def stages_of(stage: Stage) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raylign.compare.plans import Recipe
+from raylign.compare.expand import Recipe
 from raylign.config import PAIR_READERS, RunConfig
 from raylign.config.graph import upstream_configs
 from raylign.config.load import value_at
@@ -45,7 +45,7 @@ def _differing(recipes: Sequence[Recipe], dotted: str, why: str) -> list[str]:
     for other in recipes[1:]:
         for place, ours, theirs in differing(value_of(other.config, dotted), wanted, dotted):
             problems.append(
-                f"{other.place(place)}: {place}: {_told(ours)}, but {first.method.name} has {_told(theirs)} "
+                f"{other.place(place)}: {place}: {_format(ours)}, but {first.method.name} has {_format(theirs)} "
                 f"({first.place(place)}); methods that are compared must {why}: set the same in both, or under overrides"
             )
     return problems
@@ -97,5 +97,5 @@ def value_of(config: RunConfig, dotted: str) -> Any:
     return value_at(config.model_dump(mode="json"), dotted)
 
 
-def _told(value: Any) -> str:
+def _format(value: Any) -> str:
     return "none" if value is None else str(value)

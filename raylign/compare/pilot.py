@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raylign.compare.costing import cost_of_run
-from raylign.compare.plans import Recipe, plan_runs
+from raylign.compare.expand import Recipe, expand_runs
 from raylign.config.compare import CompareConfig
 from raylign.errors import ConfigError, RaylignError
 from raylign.tracking import read_metrics
@@ -29,7 +29,7 @@ def measured_steps(
     learners = [recipe for recipe in recipes if not recipe.method.best_of]
     found = {}
     for recipe in learners:
-        short = plan_runs(first, [recipe], folder, {recipe.method.name: PILOT_STEPS})[0]
+        short = expand_runs(first, [recipe], folder, {recipe.method.name: PILOT_STEPS})[0]
         (result,) = run_trials([Trial(short.id, short.config)], folder / "pilot", note=note)
         if result.folder is None:
             raise RaylignError(f"the pilot of {recipe.method.name} failed: {result.error}")

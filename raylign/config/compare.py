@@ -126,7 +126,7 @@ def load_compare(path: str | Path) -> tuple[CompareConfig, Lines]:
     tree, lines = read_tree(path, "a comparison")
     spec = parse_as(CompareConfig, tree, str(path), lines)
     for i, method in enumerate(spec.methods):
-        if not beside(path, method).is_file():
+        if not method_config_path(path, method).is_file():
             place = lines.place(("methods", i, "run"), path)
             raise ConfigError(
                 [f"{place}: methods.{i}.run: no such file: {method.run}; it is looked for beside the spec"]
@@ -134,6 +134,6 @@ def load_compare(path: str | Path) -> tuple[CompareConfig, Lines]:
     return spec, lines
 
 
-def beside(spec: str | Path, method: MethodConfig) -> Path:
+def method_config_path(spec: str | Path, method: MethodConfig) -> Path:
     """The run config of a method."""
     return Path(spec).resolve().parent / method.run

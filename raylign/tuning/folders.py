@@ -52,7 +52,7 @@ class Outcome:
         return "stopped early" if self.stopped else "failed" if self.error else "interrupted" if self.began else "new"
 
 
-def anchored(config: RunConfig) -> RunConfig:
+def with_absolute_output_dir(config: RunConfig) -> RunConfig:
     """With an `output_dir` that means the same in every process: there are the stages and caches that trials share."""
     return config.model_copy(update={"output_dir": str(output_base(config.output_dir))})
 

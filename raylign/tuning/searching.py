@@ -94,7 +94,7 @@ class Asked(Searcher):
         """A trial in a folder of its own."""
         width = max(3, len(str(self._config.trials - 1)))
         point = self._drawing.point(f"{len(self._points):0{width}d}", values)
-        config = folders.anchored(point.config)
+        config = folders.with_absolute_output_dir(point.config)
         check_sizes({point.id: config})
         make_stages([config], quiet=True)
         write_atomic(folders.trial_folder(self._folder, point.id) / VALUES, json.dumps(values))

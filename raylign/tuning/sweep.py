@@ -107,7 +107,7 @@ def _by_generations(
 
 
 def _configs(loaded: Sweep) -> dict[str, RunConfig]:
-    return {point.id: folders.anchored(point.config) for point in loaded.points}
+    return {point.id: folders.with_absolute_output_dir(point.config) for point in loaded.points}
 
 
 def gather(loaded: Sweep, folder: Path) -> SweepResult:

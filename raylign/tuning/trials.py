@@ -64,7 +64,7 @@ def run_trials(
         PlacementError: nothing could be placed within limits.placement, though nothing ran.
         Interrupted: stopped by a signal.
     """
-    asked = {trial.id: folders.anchored(trial.config) for trial in trials}
+    asked = {trial.id: folders.with_absolute_output_dir(trial.config) for trial in trials}
     folder = folder.resolve()
     folders.prepare(folder, asked, resume)
     left = {name: config for name, config in asked.items() if not folders.outcome(folder, name).ended}

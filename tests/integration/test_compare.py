@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from raylign.compare.exact_rows import optimum_curve
-from raylign.compare.rows import read_rows_file
+from raylign.compare.exact.scores import optimum_curve
+from raylign.compare.records import read_records
 from tests.integration.small_runs import RAYLIGN, Ended, Workshop
 
 FAST = {"rollout.engine": "transformers", "model.dropout": False}
@@ -109,7 +109,7 @@ def test_ppo_dpo_and_best_of_n_from_spec_to_report(workshop: Workshop, tmp_path:
     assert len([point for point in ppo["curve"] if point["score"] is not None]) == 3  # before, on the way, after
     assert best["score_after"] > best["score_before"]
     html = (folder / "report.html").read_text()
-    assert "cannot be told" in html  # of one seed nothing is concluded
+    assert "inconclusive" in html  # of one seed nothing is concluded
     assert "http" not in html
 
     made = {file: file.stat().st_mtime_ns for file in folder.glob("trials/*/summary.json")}
@@ -153,7 +153,7 @@ def test_methods_on_the_exact_task_come_near_the_curve_of_the_best_policies(tmp_
     )
     compare(spec)
     (folder,) = (tmp_path / "runs").glob("compare-exact-*")
-    rows = read_rows_file(folder / "rows.json")
+    rows = read_records(folder / "rows.json")
     assert len(rows) == 4
     kls, scores = (np.array(column) for column in zip(*sorted(optimum_curve(rows)), strict=True))
     for row in rows:

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 
 from raylign.compare.costing import Cost
-from raylign.compare.rows import Point, Row, Sample, StageUse
+from raylign.compare.records import Point, RunRecord, StageUse
+from raylign.compare.samples import Sample
 
 SEEDS = (0, 1, 2, 3)
 BETAS = (0.1, 0.5)
@@ -50,7 +51,7 @@ def samples(level: float, seed: int, longer: int = 0) -> tuple[Sample, ...]:
     )
 
 
-def row(method: str, beta: float, seed: int, score: float) -> Row:
+def row(method: str, beta: float, seed: int, score: float) -> RunRecord:
     cheap = method == "dpo"
     took = (CHEAP if cheap else DEAR) * (1 + 0.01 * seed)
     own = cost(
@@ -60,7 +61,7 @@ def row(method: str, beta: float, seed: int, score: float) -> Row:
     after = samples(score, seed, longer=1)
     middle = [] if cheap else [Point(1, took / 2, score / 2, 2.0, reward=0.5, reward_kl=1.0)]
     end = sum(s.score or 0.0 for s in after) / len(after)
-    return Row(
+    return RunRecord(
         id=f"{method}-beta{beta:g}-seed{seed}",
         method=method,
         label=LABELS[method],
@@ -84,7 +85,7 @@ def row(method: str, beta: float, seed: int, score: float) -> Row:
     )
 
 
-def made_rows(*, dpo: float = 2.0, ppo: float = 1.0, seeds: tuple[int, ...] = SEEDS) -> list[Row]:
+def made_rows(*, dpo: float = 2.0, ppo: float = 1.0, seeds: tuple[int, ...] = SEEDS) -> list[RunRecord]:
     """Of two methods at two betas; `dpo` and `ppo` are their scores at beta 0.1, at 0.5 they have half of it."""
     scores = {"ppo": ppo, "dpo": dpo}
     return [
@@ -95,7 +96,7 @@ def made_rows(*, dpo: float = 2.0, ppo: float = 1.0, seeds: tuple[int, ...] = SE
     ]
 
 
-def shuffled(rows: list[Row]) -> list[Row]:
+def shuffled(rows: list[RunRecord]) -> list[RunRecord]:
     """The same runs under the other method's name in every second seed: whatever a name says is gone."""
     other = {"ppo": "dpo", "dpo": "ppo"}
     return [

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from raylign.cli import split_list
-from raylign.compare.exact import BETA, Row, Wanted, plan, write_rows
-from raylign.compare.frontier import draw
+from raylign.compare.exact.frontier import draw
+from raylign.compare.exact.runs import BETA, ExactRecord, ExactSpec, plan, write_records
 from raylign.config import CollectConfig, ExactTask, load_config
 from raylign.config.graph import check_graph
 from raylign.errors import ConfigError, UserError
 
 
 def planned(tmp_path, algorithms=("ppo",), betas=(0.3,), seeds=(0,), overrides=(), num_pairs=50):
-    return plan(Wanted(algorithms, betas, seeds, overrides, num_pairs, str(tmp_path)))
+    return plan(ExactSpec(algorithms, betas, seeds, overrides, num_pairs, str(tmp_path)))
 
 
 @pytest.mark.parametrize("algorithm", BETA)
@@ -78,8 +78,8 @@ def test_lists_of_options(text, problem):
 
 
 def test_rows_and_picture_are_written(tmp_path):
-    row = Row("ppo", 0.3, 0, 0.99, 1.6, -0.1, 1.7, 3.0, 4.7, "/policy", "/config.yaml", 12.0)
-    write_rows(tmp_path / "rows.json", [row])
+    row = ExactRecord("ppo", 0.3, 0, 0.99, 1.6, -0.1, 1.7, 3.0, 4.7, "/policy", "/config.yaml", 12.0)
+    write_records(tmp_path / "rows.json", [row])
     (found,) = json.loads((tmp_path / "rows.json").read_text())
     assert found["fraction_of_optimum"] == 0.99
     assert {"algorithm", "beta", "seed", "J", "J_ref", "J_star", "reward", "kl", "policy"} <= found.keys()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from raylign.compare.exact_rows import optimum_curve, without_noise
+from raylign.compare.exact.scores import optimum_curve, without_noise
 from raylign.config import ExactTask
 from raylign.tasks import prepare
 from raylign.tasks.exact_optimum import Enumeration, evaluate, log_probabilities, optimum

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raylign.compare.intervals import (
+from raylign.compare.report.intervals import (
     Interval,
     bootstrap,
     difference,
@@ -21,7 +21,7 @@ from raylign.compare.intervals import (
 
 def test_over_seeds_is_students_t():
     found = over_seeds([1.0, 2.0, 3.0])  # std 1, t(2) 4.303, 4.303 / sqrt(3) = 2.484
-    assert (found.value, found.num) == (2.0, 3)
+    assert (found.value, found.num_seeds) == (2.0, 3)
     assert found.low == pytest.approx(2 - 2.4843, abs=1e-3)
     assert found.high == pytest.approx(2 + 2.4843, abs=1e-3)
 
@@ -29,9 +29,9 @@ def test_over_seeds_is_students_t():
 def test_one_seed_has_no_interval_and_nothing_is_concluded():
     found = over_seeds([5.0])
     assert not found.known
-    assert found.against(0) == "cannot be told"
-    assert difference([5.0], [1.0, 1.0]).against(0) == "cannot be told"
-    assert over_seeds([]).num == 0
+    assert found.against(0) == "inconclusive"
+    assert difference([5.0], [1.0, 1.0]).against(0) == "inconclusive"
+    assert over_seeds([]).num_seeds == 0
 
 
 def test_difference_is_welch():
@@ -39,7 +39,7 @@ def test_difference_is_welch():
     found = difference([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])
     assert found.value == 2.0
     assert found.high == pytest.approx(4.267, abs=1e-3)
-    assert found.against(0) == "cannot be told"
+    assert found.against(0) == "inconclusive"
     assert difference([13.0, 14.0, 15.0], [1.0, 2.0, 3.0]).against(0) == "above"
     assert difference([1.0, 2.0, 3.0], [13.0, 14.0, 15.0]).against(0) == "below"
 
@@ -51,7 +51,7 @@ def test_ratios_and_seconds_are_taken_in_logarithms():
     assert found.value == pytest.approx(2.0)
     assert found.low is not None
     assert found.low > 0
-    assert ratio([1.0, 9.0], [3.0, 3.0]).against(1) == "cannot be told"
+    assert ratio([1.0, 9.0], [3.0, 3.0]).against(1) == "inconclusive"
 
 
 def test_t_quantiles_come_down_to_the_normal_one():
@@ -72,7 +72,7 @@ def test_the_bootstrap_draws_seeds_and_prompts():
     apart = bootstrap([np.ones(10), np.zeros(10)], mean_of, draws=400)  # both seeds the same: 1 draw in 4 each
     assert (apart.value, apart.low, apart.high) == (0.5, 0.0, 1.0)
     prompts = bootstrap([np.repeat([0.0, 1.0], 50)], mean_of, draws=1000)
-    assert prompts.num == 1
+    assert prompts.num_seeds == 1
     assert prompts.low == pytest.approx(0.4, abs=0.03)  # 1.96 x sqrt(0.25 / 100) = 0.098
     assert prompts.high == pytest.approx(0.6, abs=0.03)
 
@@ -84,7 +84,7 @@ def _false_finds(seeds_differ: float, *, draw_seeds: bool = True) -> float:
         rates = np.clip(0.5 + seeds_differ * rng.standard_normal(3), 0, 1)
         columns = [(rng.random(64) < rate).astype(float) for rate in rates]
         told = bootstrap(columns if draw_seeds else [np.concatenate(columns)], mean_of, draws=200)
-        found += told.against(0.5) != "cannot be told"
+        found += told.against(0.5) != "inconclusive"
     return found / comparisons
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from raylign.compare.claims import BETTER, FASTER, claims, contenders, seconds_to, verdict, win_rate
-from raylign.compare.groups import best, held_back, methods, paired
-from raylign.compare.report import write_report
-from raylign.compare.rows import Row, read_rows_file, share_reference, write_rows
+from raylign.compare.records import RunRecord, read_records, split_reference_pass_cost, write_records
+from raylign.compare.report.claims import BETTER, FASTER, claims, contenders, seconds_to, verdict, win_rate
+from raylign.compare.report.groups import best, held_back, methods, paired
+from raylign.compare.report.write import write_report
 from raylign.config.compare import CompareConfig
 from tests.unit.compare_rows import CHEAP, DEAR, PAIRS, SFT, made_rows, shuffled
 
@@ -28,20 +28,20 @@ SPEC = CompareConfig.model_validate(
 )
 
 
-def outcome(rows: list[Row], task: str = "summarize") -> dict[str, str]:
+def outcome(rows: list[RunRecord], task: str = "summarize") -> dict[str, str]:
     return {claim.text: claim.verdict for claim in claims(rows, task)}
 
 
 def test_both_claims_hold_where_they_should():
-    assert outcome(made_rows(dpo=2.0, ppo=1.0)) == {FASTER: "held", BETTER: "held"}
-    assert outcome(made_rows(dpo=1.0, ppo=2.5))[BETTER] == "did not hold"
-    assert outcome(made_rows(), task="sentiment")[BETTER] == "cannot be told"
+    assert outcome(made_rows(dpo=2.0, ppo=1.0)) == {FASTER: "supported", BETTER: "supported"}
+    assert outcome(made_rows(dpo=1.0, ppo=2.5))[BETTER] == "not supported"
+    assert outcome(made_rows(), task="sentiment")[BETTER] == "inconclusive"
 
 
 def test_shuffled_names_say_nothing():
     """The negative control: what is concluded comes from the names' runs."""
-    assert outcome(shuffled(made_rows(dpo=2.0, ppo=1.0))) == {FASTER: "cannot be told", BETTER: "cannot be told"}
-    assert "cannot be told" in verdict(shuffled(made_rows()), "summarize")
+    assert outcome(shuffled(made_rows(dpo=2.0, ppo=1.0))) == {FASTER: "inconclusive", BETTER: "inconclusive"}
+    assert "inconclusive" in verdict(shuffled(made_rows()), "summarize")
     assert "scores higher than" not in verdict(shuffled(made_rows()), "summarize")
 
 
@@ -54,22 +54,22 @@ def test_many_methods_are_told_from_the_highest_down_and_each_pair_once():
         "DPO scores higher than PPO",
         "Other scores higher than PPO",
     ]
-    assert "It cannot be told which scores higher: DPO or Other (+0.00 [" in above
+    assert "Which scores higher is inconclusive: DPO or Other (+0.00 [" in above
     assert above.count("PPO") == 2
 
 
 def test_one_seed_says_nothing():
     rows = made_rows(seeds=(0,))
-    assert outcome(rows) == {FASTER: "cannot be told", BETTER: "cannot be told"}
+    assert outcome(rows) == {FASTER: "inconclusive", BETTER: "inconclusive"}
     assert "With one seed there is no interval over seeds" in verdict(rows, "summarize")
 
 
 def test_no_claim_without_both_methods_or_above_the_start():
     alone = [row for row in made_rows() if row.method == "dpo"]
     assert contenders(alone) is None
-    assert outcome(alone) == {FASTER: "cannot be told", BETTER: "cannot be told"}
+    assert outcome(alone) == {FASTER: "inconclusive", BETTER: "inconclusive"}
     (faster, _) = claims(made_rows(dpo=-2.0), "summarize")
-    assert faster.verdict == "cannot be told"
+    assert faster.verdict == "inconclusive"
     assert "rose above the start" in faster.why
     (faster, _) = claims(made_rows(), "summarize", target=50.0)
     assert "did not reach the score 50.00 with every seed" in faster.why
@@ -98,7 +98,7 @@ def test_the_setting_is_chosen_on_even_prompts_and_judged_on_odd_ones():
 def test_wins_are_paired_by_prompt_and_seed():
     dpo, ppo = (best(methods(made_rows(dpo=2.0, ppo=1.0))[name]) for name in ("dpo", "ppo"))
     rate = win_rate(dpo, ppo)  # the same spread on the same prompts: always higher
-    assert (rate.value, rate.low, rate.num) == (1.0, 1.0, 4)
+    assert (rate.value, rate.low, rate.num_seeds) == (1.0, 1.0, 4)
 
 
 def test_seconds_to_a_score():
@@ -113,7 +113,7 @@ def test_the_reference_pass_is_shared_by_those_that_read_it():
     first = rows[0]
     assert first.cost is not None
     rows[0] = replace(first, cost=replace(first.cost, reference_device_seconds=8.0))
-    shared = share_reference(rows)
+    shared = split_reference_pass_cost(rows)
     for before, after in zip(rows, shared, strict=True):
         assert before.cost is not None
         assert after.cost is not None
@@ -123,11 +123,11 @@ def test_the_reference_pass_is_shared_by_those_that_read_it():
 
 def test_rows_come_back_as_they_were_written(tmp_path):
     rows = made_rows(seeds=(0,))
-    write_rows(tmp_path / "rows.json", rows)
-    assert read_rows_file(tmp_path / "rows.json") == rows
-    write_rows(tmp_path / "rows.json", [replace(rows[0], finished=math.nan)])
+    write_records(tmp_path / "rows.json", rows)
+    assert read_records(tmp_path / "rows.json") == rows
+    write_records(tmp_path / "rows.json", [replace(rows[0], finished=math.nan)])
     assert '"finished": null' in (tmp_path / "rows.json").read_text()
-    assert math.isnan(read_rows_file(tmp_path / "rows.json")[0].finished)
+    assert math.isnan(read_records(tmp_path / "rows.json")[0].finished)
 
 
 class Page(HTMLParser):

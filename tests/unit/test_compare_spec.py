@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from raylign.compare.command import prepare
-from raylign.compare.plans import BETA_KEY
+from raylign.compare.expand import BETA_KEY
 from raylign.config import CollectConfig, load_config
 from raylign.errors import ConfigError
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from raylign.compare.rows import Row
+from raylign.compare.records import RunRecord
 from raylign.config import ExactTask, load_config
 
 
-def without_noise(row: Row) -> Row:
+def without_noise(row: RunRecord) -> RunRecord:
     """The row with the exact score and KL of its policy, where its task is exact and it has a policy."""
     found = _task_of(row)
     if found is None or not (Path(row.folder) / "model").is_dir():
@@ -26,7 +26,7 @@ def without_noise(row: Row) -> Row:
     return replace(row, score_before=start.reward, score_after=value.reward, kl=value.kl)
 
 
-def optimum_curve(rows: Sequence[Row]) -> list[tuple[float, float]]:
+def optimum_curve(rows: Sequence[RunRecord]) -> list[tuple[float, float]]:
     """(KL, score) of the best policies over many betas; nothing where the task is not exact."""
     first = next((row for row in rows if _task_of(row) and row.beta), None)
     found = first and _task_of(first)
@@ -43,7 +43,7 @@ def optimum_curve(rows: Sequence[Row]) -> list[tuple[float, float]]:
     return frontier(log_probabilities(reference, enumeration), enumeration.rewards, wide.tolist())
 
 
-def _task_of(row: Row) -> tuple[ExactTask, str] | None:
+def _task_of(row: RunRecord) -> tuple[ExactTask, str] | None:
     """The task, and the folder of the reference; None for other tasks and for runs that are not on this machine."""
     file = Path(row.folder) / "resolved.yaml"
     if not row.folder or not file.is_file():

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from raylign.compare.budget import budget_settings
-from raylign.compare.exact import BETA
+from raylign.compare.exact.runs import BETA
 from raylign.config import RunConfig, load_config
-from raylign.config.compare import CompareConfig, MethodConfig, beside
+from raylign.config.compare import CompareConfig, MethodConfig, method_config_path
 from raylign.config.graph import check_graph
 from raylign.config.load import Lines, build_config, read_tree, set_value
 from raylign.controllers.outputs import output_base
@@ -72,7 +72,7 @@ def comparison_folder(spec: CompareConfig) -> Path:
     return output_base(spec.output_dir) / f"compare-{spec.name}-{digest}"
 
 
-def plan_runs(
+def expand_runs(
     spec: CompareConfig, recipes: list[Recipe], folder: Path, steps: dict[str, int] | None = None
 ) -> list[PlannedRun]:
     """Write and check all configs, seed by seed, so that a comparison that is cut short has whole seeds.
@@ -101,7 +101,7 @@ def settings_of(spec: CompareConfig, method: MethodConfig) -> Iterator[dict[str,
 
 def _recipe(path: Path, spec: CompareConfig, spec_lines: Lines, index: int) -> Recipe:
     method = spec.methods[index]
-    file = beside(path, method)
+    file = method_config_path(path, method)
     tree, lines = read_tree(file)
 
     def put(dotted: str, value: Any, *place: str | int) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raylign.compare.claims import reached_by_all, seconds_to
-from raylign.compare.drawing import finish, new_figure, style
-from raylign.compare.groups import Group, best, methods
-from raylign.compare.rows import Row
+from raylign.compare.records import RunRecord
+from raylign.compare.report.claims import reached_by_all, seconds_to
+from raylign.compare.report.drawing import finish, new_figure, style
+from raylign.compare.report.groups import Group, best, methods
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-def learners(rows: Sequence[Row]) -> list[Row]:
+def learners(rows: Sequence[RunRecord]) -> list[RunRecord]:
     """Without best-of-n, which learns nothing: what it takes, it takes again for every prompt."""
     return [row for row in rows if row.done and row.algorithm != "best_of_n"]
 
 
 def cost_to_score(
-    rows: Sequence[Row], target: float | None
+    rows: Sequence[RunRecord], target: float | None
 ) -> tuple[Figure, float, list[tuple[Group, list[float | None]]]]:
     """Score over device-seconds of learning; with it the score asked for, and what each method's best setting needed to
     reach it, seed by seed (None: it never did)."""
@@ -65,7 +65,7 @@ def cost_to_score(
     return figure, goal, [(group, [seconds_to(row, goal) for row in group.rows]) for group in chosen]
 
 
-def where_it_went(rows: Sequence[Row]) -> Figure:
+def where_it_went(rows: Sequence[RunRecord]) -> Figure:
     """Left device-seconds by role, right peak memory by role: means over the runs of a method."""
     found = {
         settings[0].label: [row for g in settings for row in g.rows if row.cost] for settings in methods(rows).values()
@@ -108,14 +108,14 @@ def where_it_went(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _mean_of(rows: Sequence[Row], name: str, role: str) -> float:
+def _mean_of(rows: Sequence[RunRecord], name: str, role: str) -> float:
     return float(np.mean([getattr(row.cost, name).get(role, 0.0) for row in rows]))
 
 
-def _total(row: Row, name: str) -> float:
+def _total(row: RunRecord, name: str) -> float:
     return float(sum(getattr(row.cost, name).values()))
 
 
-def _unit(rows: Sequence[Row]) -> str:
+def _unit(rows: Sequence[RunRecord]) -> str:
     gpu = any(row.cost and row.cost.device == "gpu" for row in rows)
     return "GPU-seconds" if gpu else "CPU-seconds"

@@ -13,15 +13,15 @@ from typing import Literal
 
 import numpy as np
 
-from raylign.compare.groups import Group, best, held_back, methods, paired
-from raylign.compare.intervals import Answer, Interval, bootstrap, difference, mean_of, over_seeds, ratio, wins
-from raylign.compare.rows import Row
+from raylign.compare.records import RunRecord
+from raylign.compare.report.groups import Group, best, held_back, methods, paired
+from raylign.compare.report.intervals import Answer, Interval, bootstrap, difference, mean_of, over_seeds, ratio, wins
 
-Verdict = Literal["held", "did not hold", "cannot be told"]
+Verdict = Literal["supported", "not supported", "inconclusive"]
 FASTER = "DPO is faster and lighter than RLHF"
 BETTER = "DPO can outperform RLHF on summarization"
-_LOWER: dict[Answer, Verdict] = {"below": "held", "above": "did not hold", "cannot be told": "cannot be told"}
-_HIGHER: dict[Answer, Verdict] = {"above": "held", "below": "did not hold", "cannot be told": "cannot be told"}
+_LOWER: dict[Answer, Verdict] = {"below": "supported", "above": "not supported", "inconclusive": "inconclusive"}
+_HIGHER: dict[Answer, Verdict] = {"above": "supported", "below": "not supported", "inconclusive": "inconclusive"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Claim:
     runs: tuple[str, ...] = ()
 
 
-def claims(rows: Sequence[Row], task: str | None, target: float | None = None) -> list[Claim]:
+def claims(rows: Sequence[RunRecord], task: str | None, target: float | None = None) -> list[Claim]:
     """The two claims, in a fixed order.
 
     Args:
@@ -44,11 +44,11 @@ def claims(rows: Sequence[Row], task: str | None, target: float | None = None) -
     pair = contenders(rows)
     if pair is None:
         why = "it needs a dpo and a ppo method in the comparison, both with runs that ended"
-        return [Claim(FASTER, "cannot be told", why), Claim(BETTER, "cannot be told", why)]
+        return [Claim(FASTER, "inconclusive", why), Claim(BETTER, "inconclusive", why)]
     return [_faster(*pair, rows, target), _better(*pair, task)]
 
 
-def contenders(rows: Sequence[Row]) -> tuple[Group, Group] | None:
+def contenders(rows: Sequence[RunRecord]) -> tuple[Group, Group] | None:
     """DPO and RLHF, each at its best setting."""
     found = list(methods(rows).values())
     dpo = next((settings for settings in found if settings[0].rows[0].algorithm == "dpo"), None)
@@ -62,7 +62,7 @@ def reached_by_all(chosen: Sequence[Group], target: float | None = None) -> floa
     return min(row.score_after for group in chosen for row in group.rows) if target is None else target
 
 
-def seconds_to(row: Row, score: float) -> float | None:
+def seconds_to(row: RunRecord, score: float) -> float | None:
     """Device-seconds of learning after which a run first was judged at `score` or more; None if it never was.
 
     The start does not count: nothing was learned.
@@ -80,15 +80,15 @@ def win_rate(one: Group, other: Group, *, odd: bool = True) -> Interval:
     """Of `one` against `other`, prompt by prompt and seed by seed, on the odd-numbered prompts."""
     columns = [wins(*paired(a.after, b.after, odd=odd)[:2]) for a, b in same_seeds(one, other)]
     whole = [column for column in columns if len(column)]
-    return bootstrap(_even(whole), mean_of) if whole else Interval(math.nan, num=0)
+    return bootstrap(_even(whole), mean_of) if whole else Interval(math.nan, num_seeds=0)
 
 
-def same_seeds(one: Group, other: Group) -> list[tuple[Row, Row]]:
+def same_seeds(one: Group, other: Group) -> list[tuple[RunRecord, RunRecord]]:
     theirs = {row.seed: row for row in other.rows}
     return [(row, theirs[row.seed]) for row in one.rows if row.seed in theirs]
 
 
-def verdict(rows: Sequence[Row], task: str | None, target: float | None = None) -> str:
+def verdict(rows: Sequence[RunRecord], task: str | None, target: float | None = None) -> str:
     """One paragraph, from the numbers alone."""
     chosen = [best(settings) for settings in methods(rows).values()]
     seeds = min((len(group.rows) for group in chosen), default=0)
@@ -96,8 +96,7 @@ def verdict(rows: Sequence[Row], task: str | None, target: float | None = None) 
     said.append("; ".join(f"{g.title}: score {show(_judged(g))}" for g in chosen) + ".")
     said += _order(chosen)
     for claim in claims(rows, task, target):
-        outcome = {"held": "held", "did not hold": "did not hold", "cannot be told": "cannot be told from these data"}
-        said.append(f"“{claim.text}”: {outcome[claim.verdict]}: {claim.why}.")
+        said.append(f"“{claim.text}”: {claim.verdict}: {claim.why}.")
     if seeds < 2:
         said.append("With one seed there is no interval over seeds, so nothing is concluded about the methods.")
     return " ".join(said)
@@ -109,7 +108,7 @@ def _judged(group: Group) -> Interval:
 
 
 def _order(chosen: Sequence[Group]) -> list[str]:
-    """Sentences: which method scores higher than which, the highest first, and between which it cannot be told."""
+    """Sentences: which method scores higher than which, the highest first, and between which it is inconclusive."""
     ranked = sorted(chosen, key=lambda group: -_judged(group).value)
     said, unknown = [], []
     for i, one in enumerate(ranked):
@@ -123,7 +122,7 @@ def _order(chosen: Sequence[Group]) -> list[str]:
         if lower:
             said.append(f"{one.label} scores higher than {', '.join(lower)}.")
     if unknown:
-        said.append(f"It cannot be told which scores higher: {'; '.join(unknown)}.")
+        said.append(f"Which scores higher is inconclusive: {'; '.join(unknown)}.")
     return said
 
 
@@ -135,17 +134,17 @@ def show(interval: Interval, digits: int = 2, *, signed: bool = False) -> str:
     return f"{interval.value:{sign}.{digits}f} [{interval.low:{sign}.{digits}f}, {interval.high:{sign}.{digits}f}]"
 
 
-def _faster(dpo: Group, rlhf: Group, rows: Sequence[Row], target: float | None) -> Claim:
+def _faster(dpo: Group, rlhf: Group, rows: Sequence[RunRecord], target: float | None) -> Claim:
     runs = (*dpo.ids, *rlhf.ids)
     goal = reached_by_all([dpo, rlhf], target)
     start = max(row.score_before for group in (dpo, rlhf) for row in group.rows)
     if goal <= start:
         why = f"not every run of both rose above the start ({start:.2f}), so there is no equal score to compare at"
-        return Claim(FASTER, "cannot be told", why, runs)
+        return Claim(FASTER, "inconclusive", why, runs)
     ours, theirs = ([seconds_to(row, goal) for row in group.rows] for group in (dpo, rlhf))
     if None in ours or None in theirs:
         missed = dpo.title if None in ours else rlhf.title
-        return Claim(FASTER, "cannot be told", f"{missed} did not reach the score {goal:.2f} with every seed", runs)
+        return Claim(FASTER, "inconclusive", f"{missed} did not reach the score {goal:.2f} with every seed", runs)
     time = ratio([s for s in ours if s is not None], [s for s in theirs if s is not None])
     memory = ratio(*([float(row.cost.learning_bytes) for row in g.rows if row.cost] for g in (dpo, rlhf)))
     copies = [{row.cost.model_copies for row in g.rows if row.cost} for g in (dpo, rlhf)]
@@ -158,7 +157,7 @@ def _faster(dpo: Group, rlhf: Group, rows: Sequence[Row], target: float | None) 
     return Claim(FASTER, _all(parts), f"{why}{extra}", runs)
 
 
-def _with_stages(dpo: Group, rlhf: Group, rows: Sequence[Row], goal: float) -> str:
+def _with_stages(dpo: Group, rlhf: Group, rows: Sequence[RunRecord], goal: float) -> str:
     """The same ratio where each also pays for the runs that it needs and not all methods do."""
     common = common_stages(rows)
     totals = []
@@ -170,7 +169,7 @@ def _with_stages(dpo: Group, rlhf: Group, rows: Sequence[Row], goal: float) -> s
     return f" ({show(ratio(*totals))} times where each also pays for the pairs and reward models that it needs)"
 
 
-def common_stages(rows: Sequence[Row]) -> set[str]:
+def common_stages(rows: Sequence[RunRecord]) -> set[str]:
     """Names of the runs that every learning method needs: the start."""
     needed = [{s.name for s in row.stages} for row in rows if row.done and row.algorithm != "best_of_n"]
     return set.intersection(*needed) if needed else set()
@@ -179,27 +178,27 @@ def common_stages(rows: Sequence[Row]) -> set[str]:
 def _better(dpo: Group, rlhf: Group, task: str | None) -> Claim:
     runs = (*dpo.ids, *rlhf.ids)
     rate = win_rate(dpo, rlhf)
-    if rate.num == 0:
-        return Claim(BETTER, "cannot be told", "the runs kept no samples of the same prompts", runs)
+    if rate.num_seeds == 0:
+        return Claim(BETTER, "inconclusive", "the runs kept no samples of the same prompts", runs)
     why = f"{dpo.title} wins {100 * rate.value:.0f} % of the prompts against {rlhf.title}"
     why += f" [{100 * (rate.low or 0):.0f}, {100 * (rate.high or 0):.0f}]" if rate.known else ""
     if task != "summarize":
-        return Claim(BETTER, "cannot be told", f"these runs are not on summarize; here {why}", runs)
-    if rate.num < 2:
-        return Claim(BETTER, "cannot be told", f"{why}, with one seed", runs)
+        return Claim(BETTER, "inconclusive", f"these runs are not on summarize; here {why}", runs)
+    if rate.num_seeds < 2:
+        return Claim(BETTER, "inconclusive", f"{why}, with one seed", runs)
     return Claim(BETTER, _HIGHER[rate.against(0.5)], why, runs)
 
 
 def _fewer(ours: set[int], theirs: set[int]) -> Verdict:
     if len(ours) != 1 or len(theirs) != 1 or ours == theirs:
-        return "cannot be told"
-    return "held" if min(ours) < min(theirs) else "did not hold"
+        return "inconclusive"
+    return "supported" if min(ours) < min(theirs) else "not supported"
 
 
 def _all(parts: Sequence[Verdict]) -> Verdict:
-    if "did not hold" in parts:
-        return "did not hold"
-    return "cannot be told" if "cannot be told" in parts else "held"
+    if "not supported" in parts:
+        return "not supported"
+    return "inconclusive" if "inconclusive" in parts else "supported"
 
 
 def _even(columns: list[np.ndarray]) -> list[np.ndarray]:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import base64
 from html import escape
-from typing import TYPE_CHECKING
 
-from raylign.compare.tables import Table
-
-if TYPE_CHECKING:
-    from raylign.compare.report import Report
-    from raylign.compare.sections import Section
+from raylign.compare.report.model import Report, Section, Table
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -53,7 +48,7 @@ def table(content: Table) -> str:
 
 
 def _section(section: Section, command: str) -> str:
-    parts = [f"<section><h2>{escape(section.title)}</h2>", f"<p>{escape(section.told)}</p>"]
+    parts = [f"<section><h2>{escape(section.title)}</h2>", f"<p>{escape(section.text)}</p>"]
     origin = f"<code>{escape(command)}</code> <details><summary>{len(section.runs)} runs</summary>{escape(', '.join(section.runs))}</details>"
     if section.figure:
         image = base64.b64encode(section.figure.read_bytes()).decode()

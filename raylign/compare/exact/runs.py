@@ -22,7 +22,7 @@ from raylign.files import write_atomic
 if TYPE_CHECKING:
     from raylign.tasks.exact_optimum import Enumeration, Float64Array
 
-RECIPES = files("raylign.compare") / "exact_recipes"
+RECIPES = files("raylign.compare.exact") / "recipes"
 BETA = {
     "ppo": "algorithm.kl.coef",
     "grpo": "algorithm.kl.coef",
@@ -35,7 +35,7 @@ BETA = {
 
 
 @dataclass(frozen=True)
-class Row:
+class ExactRecord:
     """One run and what its policy is worth; see `raylign.tasks.exact_optimum` for the definitions."""
 
     algorithm: str
@@ -64,7 +64,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExactSpec:
     """What is to be compared.
 
     Args:
@@ -81,7 +81,7 @@ class Wanted:
     output_dir: str = "runs"
 
 
-def plan(wanted: Wanted) -> tuple[Path, list[Plan]]:
+def plan(wanted: ExactSpec) -> tuple[Path, list[Plan]]:
     """The comparison's folder, with a run config for every algorithm, beta and seed, all of them checked.
 
     The folder is named by what is compared on (the overrides, and raylign's recipes), so that the same command goes on
@@ -119,7 +119,7 @@ def plan(wanted: Wanted) -> tuple[Path, list[Plan]]:
     return folder, plans
 
 
-def execute(plans: Sequence[Plan], note: Callable[[str], None]) -> Iterator[Row]:
+def execute(plans: Sequence[Plan], note: Callable[[str], None]) -> Iterator[ExactRecord]:
     """Make the runs one after another on one Ray, and measure each as it is done. A run that is done is not done again.
 
     Args:
@@ -136,7 +136,7 @@ def execute(plans: Sequence[Plan], note: Callable[[str], None]) -> Iterator[Row]
             yield _measure(one, str(result.output), result.summary["wall_seconds"])
 
 
-def curve(plans: Sequence[Plan], rows: Sequence[Row]) -> list[tuple[float, float]]:
+def curve(plans: Sequence[Plan], rows: Sequence[ExactRecord]) -> list[tuple[float, float]]:
     """(KL, reward) of the optimum over betas that reach past those of the rows: the frontier no policy can cross."""
     import numpy as np
 
@@ -147,18 +147,18 @@ def curve(plans: Sequence[Plan], rows: Sequence[Row]) -> list[tuple[float, float
     return frontier(ref, enumeration.rewards, betas.tolist())
 
 
-def write_rows(file: Path, rows: Sequence[Row]) -> None:
+def write_records(file: Path, rows: Sequence[ExactRecord]) -> None:
     """A JSON list with an object for every row."""
     write_atomic(file, json.dumps([asdict(row) for row in rows], indent=1))
 
 
-def _measure(one: Plan, policy: str, seconds: float) -> Row:
+def _measure(one: Plan, policy: str, seconds: float) -> ExactRecord:
     from raylign.tasks.exact_optimum import evaluate, log_probabilities, optimum
 
     enumeration, ref = _yardstick(_task(one.config).model_dump_json(), _reference(policy))
     value = evaluate(log_probabilities(policy, enumeration), ref, enumeration.rewards, one.beta)
     best = optimum(ref, enumeration.rewards, one.beta)
-    return Row(
+    return ExactRecord(
         algorithm=one.algorithm,
         beta=one.beta,
         seed=one.seed,

@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from raylign.compare.drawing import INTERVALS, along, by_setting, cross, finish, frame, name_points, new_figure, style
-from raylign.compare.groups import Group, against_references, groups, methods, paired
-from raylign.compare.intervals import Interval, bootstrap, length_controlled, mean_of, over_seeds, wins
-from raylign.compare.rows import Row
+from raylign.compare.records import RunRecord
+from raylign.compare.report.drawing import (
+    INTERVALS,
+    along,
+    by_setting,
+    cross,
+    finish,
+    frame,
+    name_points,
+    new_figure,
+    style,
+)
+from raylign.compare.report.groups import Group, against_references, groups, methods, paired
+from raylign.compare.report.intervals import Interval, bootstrap, length_controlled, mean_of, over_seeds, wins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +31,7 @@ KL = "KL to the reference (nats per completion)"
 SCORE = "score on held-out prompts"
 
 
-def frontier(rows: Sequence[Row], optimum: Sequence[tuple[float, float]] = ()) -> Figure:
+def frontier(rows: Sequence[RunRecord], optimum: Sequence[tuple[float, float]] = ()) -> Figure:
     """Every run as a faint point, every setting as a cross, the settings of a method as a line."""
     figure = new_figure()
     axes = figure.subplots()
@@ -63,7 +73,7 @@ def frontier(rows: Sequence[Row], optimum: Sequence[tuple[float, float]] = ()) -
 
 
 @dataclass(frozen=True)
-class Won:
+class WinRate:
     """The win rate of a group over all its seeds, as it is and at equal length."""
 
     group: Group
@@ -71,7 +81,7 @@ class Won:
     at_equal_length: Interval
 
 
-def win_rates(rows: Sequence[Row], rival: Literal["start", "reference"]) -> list[Won]:
+def win_rates(rows: Sequence[RunRecord], rival: Literal["start", "reference"]) -> list[WinRate]:
     """Of every setting, prompt by prompt, against the start's completion or the data's reference answer."""
     found = []
     for group in groups(rows):
@@ -81,11 +91,11 @@ def win_rates(rows: Sequence[Row], rival: Literal["start", "reference"]) -> list
             shortest = min(len(pair[0]) for pair in pairs)  # a prompt that could not be scored is missing
             tables = [np.stack([wins(a, b), gap], axis=1)[:shortest] for a, b, gap in pairs]
             rate = bootstrap([table[:, 0] for table in tables], mean_of)
-            found.append(Won(group, rate, bootstrap(tables, length_controlled, draws=500)))
+            found.append(WinRate(group, rate, bootstrap(tables, length_controlled, draws=500)))
     return found
 
 
-def win_rate_figure(rows: Sequence[Row], found: Sequence[Won], rival: str) -> Figure:
+def win_rate_figure(rows: Sequence[RunRecord], found: Sequence[WinRate], rival: str) -> Figure:
     figure = new_figure(7.5, 1.6 + 0.34 * len(found))
     axes = figure.subplots()
     looks = style([row.label for row in rows])
@@ -121,7 +131,7 @@ def win_rate_figure(rows: Sequence[Row], found: Sequence[Won], rival: str) -> Fi
     return figure
 
 
-def robustness(rows: Sequence[Row]) -> Figure:
+def robustness(rows: Sequence[RunRecord]) -> Figure:
     """Left the score at each beta, right the spread over all settings and seeds, which also names the colours."""
     figure = new_figure(9.5, 4.2)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -166,7 +176,7 @@ def robustness(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def over_optimisation(rows: Sequence[Row]) -> Figure:
+def over_optimisation(rows: Sequence[RunRecord]) -> Figure:
     """Left score against KL on the way; right, where a reward was learned, that reward beside the score that judges."""
     learned = [row for row in rows if row.done and row.learned_reward]
     figure = new_figure(9.5 if learned else 7.5, 4.2)
@@ -212,7 +222,7 @@ def over_optimisation(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def lengths(rows: Sequence[Row]) -> Figure:
+def lengths(rows: Sequence[RunRecord]) -> Figure:
     """How much longer completions became, against the score."""
     figure = new_figure()
     axes = figure.subplots()

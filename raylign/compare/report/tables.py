@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from raylign.compare.claims import show
-from raylign.compare.cost_figures import GIB
 from raylign.compare.costing import Cost
-from raylign.compare.groups import Group, best, groups, methods
-from raylign.compare.intervals import Interval, over_positive, over_seeds
-from raylign.compare.rows import Row, StageUse
-from raylign.compare.score_figures import Won
+from raylign.compare.records import RunRecord, StageUse
+from raylign.compare.report.claims import show
+from raylign.compare.report.cost_figures import GIB
+from raylign.compare.report.groups import Group, best, groups, methods
+from raylign.compare.report.intervals import Interval, over_positive, over_seeds
+from raylign.compare.report.model import Table
+from raylign.compare.report.score_figures import WinRate
 
 NOT_KNOWN = "-"
 
 
-@dataclass(frozen=True)
-class Table:
-    """A header and rows of as many cells; `wide` cells are texts, the others numbers."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    wide: bool = False
-
-
-def results(rows: Sequence[Row]) -> Table:
+def results(rows: Sequence[RunRecord]) -> Table:
     """Every setting, mean over its seeds."""
     cells = []
     for group in groups(rows):
@@ -45,11 +36,11 @@ def results(rows: Sequence[Row]) -> Table:
     return Table(("setting", "seeds", "score", "KL (nats)", "length (tokens)", "finished"), tuple(cells))
 
 
-def needs(rows: Sequence[Row], price: float | None) -> Table:
+def needs(rows: Sequence[RunRecord], price: float | None) -> Table:
     """What each method needs, mean over its runs, a column a method; stages are in a table of their own."""
     found = {g[0].label: [row for group in g for row in group.rows if row.cost] for g in methods(rows).values()}
     found = {label: runs for label, runs in found.items() if runs}
-    lines: list[tuple[str, Callable[[Row, Cost], float], int]] = [
+    lines: list[tuple[str, Callable[[RunRecord, Cost], float], int]] = [
         ("optimizer steps", lambda row, cost: row.optimizer_steps, 0),
         ("tokens generated", lambda row, cost: cost.tokens_generated, 0),
         ("tokens trained, as often as passed", lambda row, cost: cost.tokens_trained, 0),
@@ -75,14 +66,14 @@ def needs(rows: Sequence[Row], price: float | None) -> Table:
     return Table(("", *found), tuple(cells))
 
 
-def _copies(runs: Sequence[Row]) -> str:
+def _copies(runs: Sequence[RunRecord]) -> str:
     kinds = sorted({row.cost.copies_of for row in runs if row.cost}, key=len)
     return "; ".join(f"{len(one)}: {', '.join(one)}" for one in kinds)
 
 
-def stages(rows: Sequence[Row], price: float | None) -> Table:
+def stages(rows: Sequence[RunRecord], price: float | None) -> Table:
     """Runs that others needed, each made once: what it took, and the share of every run that needed it."""
-    used: dict[str, tuple[StageUse, list[Row]]] = {}
+    used: dict[str, tuple[StageUse, list[RunRecord]]] = {}
     for row in rows:
         for stage in row.stages:
             used.setdefault(stage.folder, (stage, []))[1].append(row)
@@ -131,12 +122,12 @@ def to_reach(goal: float, found: Sequence[tuple[Group, list[float | None]]], pri
     return Table(header, tuple(cells))
 
 
-def win_table(found: Sequence[Won], rival: str) -> Table:
+def win_table(found: Sequence[WinRate], rival: str) -> Table:
     cells = [(won.group.title, _percent(won.rate), _percent(won.at_equal_length)) for won in found]
     return Table(("setting", f"wins against the {rival}", "at equal length"), tuple(cells))
 
 
-def spread(rows: Sequence[Row]) -> Table:
+def spread(rows: Sequence[RunRecord]) -> Table:
     """How much the score of a method depends on its settings."""
     cells = []
     for settings in methods(rows).values():
@@ -159,7 +150,7 @@ def spread(rows: Sequence[Row]) -> Table:
     )
 
 
-def samples(rows: Sequence[Row], num: int = 4) -> Table:
+def samples(rows: Sequence[RunRecord], num: int = 4) -> Table:
     """The same prompts, answered by the start and by each method at its best setting, first seed."""
     chosen = [best(settings).rows[0] for settings in methods(rows).values()]
     chosen = [row for row in chosen if row.after]
@@ -175,7 +166,7 @@ def samples(rows: Sequence[Row], num: int = 4) -> Table:
     return Table(("prompt", "start", *(row.label for row in chosen)), tuple(cells), wide=True)
 
 
-def runs(rows: Sequence[Row], folder: Path) -> Table:
+def runs(rows: Sequence[RunRecord], folder: Path) -> Table:
     """Every run, with the command that makes it again."""
     cells = []
     for row in rows:
@@ -187,7 +178,7 @@ def runs(rows: Sequence[Row], folder: Path) -> Table:
     return Table(("run", "score", "KL", "state", "again, in the comparison's folder"), tuple(cells))
 
 
-def _start(rows: Sequence[Row]) -> float:
+def _start(rows: Sequence[RunRecord]) -> float:
     return over_seeds([row.score_before for row in rows if row.done]).value
 
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from raylign.compare.tables import Table
-
-if TYPE_CHECKING:
-    from raylign.compare.report import Report
-    from raylign.compare.sections import Section
+from raylign.compare.report.model import Report, Section, Table
 
 
 def text(report: Report, folder: Path) -> str:
@@ -25,7 +20,7 @@ def table(content: Table) -> str:
 
 
 def _section(section: Section, command: str, folder: Path) -> str:
-    parts = [f"## {section.title}", section.told]
+    parts = [f"## {section.title}", section.text]
     if section.figure:
         parts.append(f"![{section.title}]({section.figure.relative_to(folder).as_posix()})")
     if section.table:

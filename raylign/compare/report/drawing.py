@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raylign.compare.groups import Group
-from raylign.compare.intervals import Interval
+from raylign.compare.report.groups import Group
+from raylign.compare.report.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from raylign.compare.exact import Row
+    from raylign.compare.exact.runs import ExactRecord
 
 _MARKERS = "osD^vP*X"
 
 
-def draw(rows: Sequence[Row], optimum: Sequence[tuple[float, float]], folder: Path, title: str) -> list[Path]:
+def draw(rows: Sequence[ExactRecord], optimum: Sequence[tuple[float, float]], folder: Path, title: str) -> list[Path]:
     """`frontier.png` and `frontier.svg` in `folder`: a point a run, the optimum as a line, one panel.
 
     Args:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from raylign.compare.intervals import Floats, Interval, over_seeds
-from raylign.compare.rows import Row, Sample
+from raylign.compare.records import RunRecord
+from raylign.compare.report.intervals import Floats, Interval, over_seeds
+from raylign.compare.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class Group:
     method: str
     label: str
     setting: dict[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[RunRecord, ...]
 
     @property
     def title(self) -> str:
-        return f"{self.label}, {told(self.setting)}"
+        return f"{self.label}, {format_values(self.setting)}"
 
     @property
     def ids(self) -> list[str]:
@@ -39,16 +40,16 @@ class Group:
         return over_seeds([row.kl if row.kl is not None else math.nan for row in self.rows])
 
 
-def groups(rows: Sequence[Row]) -> list[Group]:
+def groups(rows: Sequence[RunRecord]) -> list[Group]:
     """In the order of the rows; runs that failed are not there."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    found: dict[tuple[str, str], list[RunRecord]] = {}
     for row in rows:
         if row.done:
-            found.setdefault((row.method, told(row.setting)), []).append(row)
+            found.setdefault((row.method, format_values(row.setting)), []).append(row)
     return [Group(g[0].method, g[0].label, g[0].setting, tuple(g)) for g in found.values()]
 
 
-def methods(rows: Sequence[Row]) -> dict[str, list[Group]]:
+def methods(rows: Sequence[RunRecord]) -> dict[str, list[Group]]:
     """The settings of each method, by its name."""
     found: dict[str, list[Group]] = {}
     for group in groups(rows):
@@ -68,7 +69,7 @@ def _chosen_by(group: Group) -> float:
     return found if math.isfinite(found) else -math.inf
 
 
-def held_back(row: Row) -> float:
+def held_back(row: RunRecord) -> float:
     """Mean score of a run on the odd-numbered prompts; of all where there are no samples."""
     column = scores_of(row.after)
     return float(np.nanmean(column[1::2])) if len(column) > 1 else row.score_after
@@ -100,7 +101,7 @@ def against_references(samples: Sequence[Sample]) -> tuple[Floats, Floats, Float
     return scores_of(known), theirs, np.array(longer, dtype=np.float64)
 
 
-def told(setting: dict[str, Any]) -> str:
+def format_values(setting: dict[str, Any]) -> str:
     """`beta 0.1, learning_rate 0.0005`."""
     return ", ".join(
         f"{key.rpartition('.')[2]} {value:g}" if isinstance(value, int | float) else f"{key} {value}"

@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from raylign.compare.exact import Row, Wanted, curve, execute, plan, write_rows
-from raylign.compare.frontier import draw
+from raylign.compare.exact.frontier import draw
+from raylign.compare.exact.runs import ExactRecord, ExactSpec, curve, execute, plan, write_records
 from raylign.config import TaskConfig
 from raylign.errors import UserError
 
 
-def compare(task: str, wanted: Wanted, json_file: Path | None) -> list[Row]:
+def compare(task: str, wanted: ExactSpec, json_file: Path | None) -> list[ExactRecord]:
     """Make all runs, show how near each came to the optimum, and keep rows and picture in the comparison's folder.
 
     Raises:
@@ -25,11 +25,11 @@ def compare(task: str, wanted: Wanted, json_file: Path | None) -> list[Row]:
         raise UserError(f"--task: {task!r} has no known optimum to compare with; only exact has")
     folder, plans = plan(wanted)
     console = Console()
-    rows: list[Row] = []
+    rows: list[ExactRecord] = []
     with console.status("starting") as status:
         for row in execute(plans, status.update):
             rows.append(row)
-            write_rows(folder / "rows.json", rows)
+            write_records(folder / "rows.json", rows)
             console.print(
                 f"{row.algorithm:<12} beta {row.beta:<4g} seed {row.seed}  "
                 f"{row.fraction_of_optimum:.4f} of the optimum  ({row.seconds:.0f} s)"
@@ -37,14 +37,14 @@ def compare(task: str, wanted: Wanted, json_file: Path | None) -> list[Row]:
         status.update("drawing")
         pictures = draw(rows, curve(plans, rows), folder, _title(plans[0].config.task))
     if json_file:
-        write_rows(json_file, rows)
+        write_records(json_file, rows)
     console.print(_table(rows))
     for file in [folder / "rows.json", *pictures]:
         console.print(os.path.relpath(file), soft_wrap=True)
     return rows
 
 
-def _table(rows: Sequence[Row]) -> Table:
+def _table(rows: Sequence[ExactRecord]) -> Table:
     """Fraction of the attainable gain, mean over seeds and the lowest of them."""
     table = Table(title="fraction of the optimum, (J - J_ref) / (J* - J_ref): mean over seeds (lowest)")
     betas = sorted({row.beta for row in rows}, reverse=True)

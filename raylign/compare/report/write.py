@@ -5,28 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from raylign.compare.claims import Claim, claims, verdict
-from raylign.compare.html import page
-from raylign.compare.markdown import text
-from raylign.compare.rows import Row
-from raylign.compare.sections import Material, Section, make_sections
+from raylign.compare.records import RunRecord
+from raylign.compare.report.claims import claims, verdict
+from raylign.compare.report.html import page
+from raylign.compare.report.markdown import text
+from raylign.compare.report.model import Report
+from raylign.compare.report.sections import ReportData, make_sections
 from raylign.config.compare import CompareConfig
 
 
-@dataclass(frozen=True)
-class Report:
-    title: str
-    command: str
-    about: str
-    verdict: str
-    claims: tuple[Claim, ...]
-    sections: tuple[Section, ...]
-
-
-def write_report(spec: CompareConfig, spec_file: Path, rows: Sequence[Row], folder: Path) -> list[Path]:
+def write_report(spec: CompareConfig, spec_file: Path, rows: Sequence[RunRecord], folder: Path) -> list[Path]:
     """`report.html`, which needs no other file, `report.md` with its pictures beside it; returns what was written."""
     report = make_report(spec, spec_file, rows, folder)
     html, markdown = folder / "report.html", folder / "report.md"
@@ -35,9 +25,9 @@ def write_report(spec: CompareConfig, spec_file: Path, rows: Sequence[Row], fold
     return [html, markdown]
 
 
-def make_report(spec: CompareConfig, spec_file: Path, rows: Sequence[Row], folder: Path) -> Report:
+def make_report(spec: CompareConfig, spec_file: Path, rows: Sequence[RunRecord], folder: Path) -> Report:
     """Draws the figures into `folder/figures`."""
-    of = Material(spec, rows, folder)
+    of = ReportData(spec, rows, folder)
     task = spec.task.name if spec.task else None
     return Report(
         title=f"{spec.name}: {', '.join(dict.fromkeys(row.label for row in rows))}",
@@ -49,7 +39,7 @@ def make_report(spec: CompareConfig, spec_file: Path, rows: Sequence[Row], folde
     )
 
 
-def _about(spec: CompareConfig, rows: Sequence[Row]) -> str:
+def _about(spec: CompareConfig, rows: Sequence[RunRecord]) -> str:
     budget = (
         f"a budget of {spec.budget.of_each:,} {spec.budget.per.replace('_', ' ')} each"
         if spec.budget

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Answer = Literal["above", "below", "cannot be told"]
+Answer = Literal["above", "below", "inconclusive"]
 NUM_DRAWS = 2000
 TIE = 1e-5
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
@@ -32,7 +32,7 @@ class Interval:
     value: float
     low: float | None = None
     high: float | None = None
-    num: int = 1  # seeds
+    num_seeds: int = 1
 
     @property
     def known(self) -> bool:
@@ -41,10 +41,10 @@ class Interval:
     def against(self, bar: float) -> Answer:
         """Whether the quantity is above or below `bar`, as far as the interval tells."""
         if self.low is None or self.high is None:
-            return "cannot be told"
+            return "inconclusive"
         if self.low > bar:
             return "above"
-        return "below" if self.high < bar else "cannot be told"
+        return "below" if self.high < bar else "inconclusive"
 
 
 def t_quantile(freedom: float) -> float:
@@ -66,10 +66,10 @@ def over_seeds(values: Sequence[float]) -> Interval:
     """
     known = [value for value in values if math.isfinite(value)]
     if not known:
-        return Interval(math.nan, num=0)
+        return Interval(math.nan, num_seeds=0)
     mean = sum(known) / len(known)
     if len(known) < 2:
-        return Interval(mean, num=len(known))
+        return Interval(mean, num_seeds=len(known))
     half = t_quantile(len(known) - 1) * float(np.std(known, ddof=1)) / math.sqrt(len(known))
     return Interval(mean, mean - half, mean + half, len(known))
 
@@ -78,29 +78,29 @@ def over_positive(values: Sequence[float]) -> Interval:
     """Geometric mean of positive values, one a seed, such as seconds: Student's t on their logarithms."""
     logs = over_seeds([math.log(value) for value in values])
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
-    return Interval(math.exp(logs.value), low, high, logs.num)
+    return Interval(math.exp(logs.value), low, high, logs.num_seeds)
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     """Geometric mean of ours over that of theirs, positive values, one a seed; Welch's t on the logarithms."""
     logs = difference([math.log(value) for value in ours], [math.log(value) for value in theirs])
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
-    return Interval(math.exp(logs.value), low, high, logs.num)
+    return Interval(math.exp(logs.value), low, high, logs.num_seeds)
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     """Mean of ours less that of theirs, with Welch's t: the two may vary unequally."""
     value = float(np.mean(ours) - np.mean(theirs))
-    num = min(len(ours), len(theirs))
-    if num < 2:
-        return Interval(value, num=num)
+    num_seeds = min(len(ours), len(theirs))
+    if num_seeds < 2:
+        return Interval(value, num_seeds=num_seeds)
     parts = [float(np.var(one, ddof=1)) / len(one) for one in (ours, theirs)]
     variance = sum(parts)
     if variance == 0:
-        return Interval(value, value, value, num)
+        return Interval(value, value, value, num_seeds)
     freedom = variance**2 / sum(p**2 / (len(one) - 1) for p, one in zip(parts, (ours, theirs), strict=True))
     half = t_quantile(freedom) * math.sqrt(variance)
-    return Interval(value, value - half, value + half, num)
+    return Interval(value, value - half, value + half, num_seeds)
 
 
 def wins(ours: Floats, theirs: Floats) -> Floats:
@@ -117,7 +117,7 @@ def bootstrap(
     Args:
         columns: of each seed [P, ...], a row a prompt; the same prompts in all.
     Returns:
-        With one seed the interval is over its prompts alone: it says nothing of other seeds, and `num` is 1.
+        With one seed the interval is over its prompts alone: it says nothing of other seeds, and `num_seeds` is 1.
     """
     rng = np.random.default_rng(seed)
     found = []

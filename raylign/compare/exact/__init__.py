@@ -1,0 +1,1 @@
+"""The comparison on the task `exact`, where score and optimum are computed without noise."""

@@ -1,0 +1,40 @@
+"""Scored completions of held-out prompts, as an evaluation kept them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raylign.config import RunConfig
+from raylign.tasks import score_function
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion of a held-out prompt."""
+
+    prompt: str
+    completion: str
+    score: float | None
+    length: int  # tokens
+    kl: float | None = None  # log policy - log reference, nats
+    reference: str | None = None  # what the data has as a good completion of this prompt
+    reference_score: float | None = None
+
+
+def read_samples(config: RunConfig, file: Path) -> tuple[Sample, ...]:
+    """As the evaluation kept them. Where the data has reference answers, these are scored by the task's own truth."""
+    with file.open() as f:
+        rows = [json.loads(line) for line in f]
+    found = [Sample(row["prompt"], row["completion"], row["score"], row["length"], row.get("kl")) for row in rows]
+    columns = [row.get("columns", {}) for row in rows]
+    if config.task is None or not rows or any(not isinstance(c.get("reference"), str) for c in columns):
+        return tuple(found)
+    references = [c["reference"] for c in columns]
+    others = {name: [c.get(name) for c in columns] for name in columns[0]}
+    scores = score_function(config.task)([s.prompt for s in found], references, **others)
+    return tuple(
+        replace(sample, reference=reference, reference_score=float(score))
+        for sample, reference, score in zip(found, references, scores, strict=True)
+    )
