@@ -4,19 +4,19 @@ from __future__ import annotations
 
 
 class RaylignError(Exception):
-    """Base of every error raised on purpose by raylign. The message is written for the person who runs it."""
+    """Base class of every error that raylign raises on purpose; its message is written for the user."""
 
     exit_code = 1
 
 
 class UserError(RaylignError):
-    """Something in the input can be mended by the user; each message is one line: place, problem, fix."""
+    """An error that the user can fix in the input; each message is one line: place, problem, fix."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """A run configuration is wrong. `problems` holds one line for each fault found."""
+    """A run configuration is wrong; `problems` holds one line for each fault."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -27,19 +27,19 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data file, row or column is wrong; the message begins with `file:line` or the dataset and row."""
+    """A data file, row or column is wrong; the message begins with `file:line` or with the dataset and row."""
 
 
 class PlacementError(UserError):
-    """The cluster cannot hold the actors that were asked for; the message names the ones that do not fit."""
+    """The cluster has no room for the actors of a run; the message names those that do not fit."""
 
 
 class DeadlineError(RaylignError):
-    """A wait ran past its deadline; the message names the actor, the phase, the step and what was missing."""
+    """A wait ran past its deadline; the message names the actor, the deadline, the step and what was missing."""
 
 
 class StaleEngineError(RaylignError):
-    """A rollout engine was asked for samples of a policy version that it has not acknowledged."""
+    """A rollout engine was asked to sample from a policy version that it has not acknowledged."""
 
 
 class NonFiniteError(RaylignError):
@@ -47,7 +47,7 @@ class NonFiniteError(RaylignError):
 
 
 class CheckpointError(RaylignError):
-    """A commit on disk is missing, incomplete or does not match its manifest."""
+    """A commit on disk is missing, is incomplete or does not match its manifest."""
 
 
 class FailureBudgetError(RaylignError):

@@ -1,9 +1,9 @@
-"""What crosses actors: frozen dataclasses of numpy arrays, with the shape beside every array.
+"""The data that actors exchange: frozen dataclasses of numpy arrays, with the shape beside every array.
 
 Numpy, never torch: arrays travel through Ray's object store without a copy (torch tensors are pickled).
 Letters: N rows, L padded length of prompt + completion, S sum of lengths.
 
-One alignment everywhere: an array `[N, L]` has at `[i, t]` what belongs to **token t itself**. So
+One alignment everywhere: element `[i, t]` of an array `[N, L]` belongs to **token t itself**. So
 `logprobs[i, t] = log p(tokens[i, t] | tokens[i, :t])`, and `values[i, t]` is the value of the state in
 which token t is about to be chosen. Rows are right-padded; masks come from lengths, never from token ids
 (pad may equal eos).
@@ -26,7 +26,7 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of different length in one flat array, so that a dataset is two buffers in the object store.
+    """Rows of different lengths in one flat array, so that a dataset is two buffers in the object store.
 
     >>> r = Ragged.from_rows([[1, 2, 3], [4]], np.int32)
     >>> r.values, r.offsets
@@ -40,6 +40,7 @@ class Ragged:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Sequence[Any] | NDArray[Any]], dtype: Any) -> Self:
+        """Concatenate rows into one array of the given dtype; no rows give an empty one."""
         arrays = [np.asarray(row, dtype=dtype) for row in rows]
         offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
         np.cumsum([len(a) for a in arrays], out=offsets[1:])
@@ -52,11 +53,12 @@ class Ragged:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
     @property
-    def lengths(self) -> LongArray:  # [N]
+    def lengths(self) -> LongArray:
+        """Length of each row: [N]."""
         return np.diff(self.offsets)
 
     def padded(self, rows: Iterable[int], fill: Any = 0) -> NDArray[Any]:
-        """Rows stacked and right-padded with `fill` to the longest of them: [len(rows), L]."""
+        """Stack the given rows, right-padded with `fill` to the longest of them: [len(rows), L]."""
         picked = [self[int(row)] for row in rows]
         out = np.full((len(picked), max(map(len, picked), default=0)), fill, dtype=self.values.dtype)
         for i, row in enumerate(picked):
@@ -66,7 +68,7 @@ class Ragged:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Tokenised prompts and the columns a reward function may need beside them."""
+    """Tokenised prompts, with the other columns that a reward function may need."""
 
     tokens: Ragged  # int32
     columns: dict[str, list[Any]] = field(default_factory=dict)  # each list has N entries
@@ -77,7 +79,7 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class SequenceSet:
-    """Whole sequences (prompt + completion) and which tokens of them are learned.
+    """Whole sequences (prompt + completion), with a mask of the tokens that are learned.
 
     The row "2 + 2 = | 4 <eos>" is tokens [5, 9, 5, 7, 6, 1] and mask [F, F, F, F, T, T].
     The mask may have holes (several assistant turns of one conversation). Token 0 is never True: nothing precedes it.
@@ -96,23 +98,24 @@ class PairSet:
 
     chosen: SequenceSet
     rejected: SequenceSet
-    margin: FloatArray | None = None  # [N], by how much chosen is to win, for a reward model with margins
+    margin: FloatArray | None = None  # [N], by how much chosen should win, for a reward model with margins
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     @property
     def sides(self) -> tuple[SequenceSet, SequenceSet]:
-        """What a reference scores."""
+        """The two sets of sequences that the reference model scores: chosen, rejected."""
         return self.chosen, self.rejected
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Completions marked good or bad one by one, for KTO.
+    """Single completions, each labelled good or bad, for KTO.
 
-    Rows "a | b <eos>" (good) and "c | d <eos>" (bad) have the mismatched rows "a | d <eos>" and "c | b <eos>": how far
-    the policy has moved on completions that answer nothing is the point that gains and losses are measured from.
+    Rows "a | b <eos>" (good) and "c | d <eos>" (bad) have the mismatched rows "a | d <eos>" and "c | b <eos>". Their
+    completions answer another prompt; how far the policy has moved on them is the point from which gains and losses
+    are measured.
     """
 
     sequences: SequenceSet
@@ -124,7 +127,7 @@ class LabelledSet:
 
     @property
     def sides(self) -> tuple[SequenceSet, SequenceSet]:
-        """What a reference scores."""
+        """The two sets of sequences that the reference model scores: the rows, their mismatched rows."""
         return self.sequences, self.mismatched
 
 
@@ -133,7 +136,7 @@ Dataset = PromptSet | SequenceSet | PairSet | LabelledSet
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Sampled completions of one shard, as the engine made them.
+    """Sampled completions of one shard, as the rollout engine returned them.
 
     Prompt [5, 9] with completion [7, 1] and prompt [6] with completion [8], finished by length:
     tokens [[5, 9, 7, 1], [6, 8, 0, 0]], prompt_lengths [2, 1], completion_mask [[F, F, T, T], [F, T, F, F]].
@@ -152,7 +155,7 @@ class RolloutBatch:
 
     @property
     def lengths(self) -> LongArray:
-        """Tokens of prompt + completion in each row: [N]."""
+        """Number of tokens of prompt + completion in each row: [N]."""
         mask = self.completion_mask
         last = mask.shape[1] - np.argmax(mask[:, ::-1], axis=1)
         return np.where(mask.any(axis=1), last, self.prompt_lengths).astype(np.int64)
@@ -160,7 +163,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True)
 class Scores:
-    """Raw scores of a reward source. A row that could not be scored is not valid; it is never a zero."""
+    """Raw scores from a reward source. A row that could not be scored is marked invalid, never given a zero."""
 
     values: FloatArray  # [N], meaningless where not valid
     valid: BoolArray  # [N]
@@ -171,18 +174,21 @@ class Scores:
 
 @dataclass(frozen=True)
 class Experience:
-    """A step's samples with everything the policy-gradient losses need. Arrays `[N, L]`; None where an algorithm has none."""
+    """Samples of one step, with every array that the policy-gradient losses read.
+
+    Arrays are `[N, L]` unless a shape stands beside them; None where the algorithm does not use the array.
+    """
 
     tokens: IntArray
     lengths: LongArray  # [N]
     completion_mask: BoolArray
-    old_logprobs: FloatArray  # of the policy that sampled, the denominator of the ratio
-    advantages: FloatArray  # whitened over the whole step if asked for
-    ref_logprobs: FloatArray | None = None  # for the KL in the loss
-    importance: FloatArray | None = None  # weights for samples of other probabilities
-    values: FloatArray | None = None  # critic before the update
+    old_logprobs: FloatArray  # under the policy before the update, the denominator of the ratio; nats
+    advantages: FloatArray  # whitened over the whole step if the config says so
+    ref_logprobs: FloatArray | None = None  # for the KL in the loss; nats
+    importance: FloatArray | None = None  # weights for samples that the engine drew with other probabilities
+    values: FloatArray | None = None  # of the critic before the update
     returns: FloatArray | None = None
-    kl_coef: float = 0.0  # of the KL in the loss
+    kl_coef: float = 0.0  # weight of the KL in the loss
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -190,20 +196,20 @@ class Experience:
 
 @dataclass(frozen=True)
 class PairExperience:
-    """A step's samples as labelled pairs, for online DPO. Rows 2j and 2j + 1 are the preferred and the other one."""
+    """Samples of one step as P labelled pairs, for online DPO. Row 2j is preferred to row 2j + 1."""
 
     tokens: IntArray  # [2P, L]
     lengths: LongArray  # [2P]
     completion_mask: BoolArray  # [2P, L]
-    ref_logprobs: FloatArray  # [2P], sums over the completion
-    probability: FloatArray  # [P], that the label is right: 1 for a hard label, 0.5 to 1 for a soft one
+    ref_logprobs: FloatArray  # [2P], sums over the completion, nats
+    probability: FloatArray  # [P], probability that the label is right: 1 for a hard label, 0.5 to 1 for a soft one
 
     def __len__(self) -> int:
         return len(self.probability)
 
 
 def concat(shards: Sequence[RolloutBatch]) -> RolloutBatch:
-    """One batch of several shards; rows keep their order, `[N, L]` arrays are right-padded to the longest L."""
+    """Join shards into one batch; rows keep their order, `[N, L]` arrays are right-padded to the longest L."""
     width = max(shard.tokens.shape[1] for shard in shards)
 
     def join(name: str) -> NDArray[Any]:

@@ -1,6 +1,6 @@
-"""The maths: torch tensors in, small named results out. No ray, no I/O, no config.
+"""The maths of alignment: torch tensors in, small named results out. No ray, no I/O, no config.
 
 Losses return sums (`LossSum`), never means; the learner divides by the element count of the whole optimizer step.
-Import from the module that holds the function: nothing is re-exported, so that `kl_controller`, which the driver
-uses, does not bring torch along.
+Import from the module that defines the function: nothing is re-exported here, so that the driver can import
+`kl_controller` without importing torch.
 """

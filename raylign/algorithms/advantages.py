@@ -1,6 +1,6 @@
-"""From scores to advantages: KL-shaped rewards, generalised advantage estimation, whitening.
+"""Rewards and advantages of tokens: KL-shaped rewards, generalised advantage estimation, whitening.
 
-Everything here is `[N, L]` in the alignment of `raylign.types` and without gradient. A completion mask may have
+All tensors here are `[N, L]` in the alignment of `raylign.types` and carry no gradient. A completion mask may have
 holes (tool output between two turns); the tokens in a hole are not actions, so they get no reward and no step.
 """
 
@@ -15,6 +15,8 @@ from raylign.algorithms.kl import KLEstimator, kl_estimate
 
 
 class Advantages(NamedTuple):
+    """Advantages of the tokens and the returns that a critic learns, both in units of the reward."""
+
     advantages: Tensor  # [N, L], 0 outside the mask
     returns: Tensor  # [N, L], 0 outside the mask
 
@@ -28,15 +30,15 @@ def shape_rewards(
     kl_coef: float,
     estimator: KLEstimator,
 ) -> Tensor:
-    """Rewards of every token: the KL penalty, and the score on the last token (Ziegler et al. 2019, eq. 2).
+    """Return token rewards: the KL penalty on each token, plus the score on the last (Ziegler et al. 2019, eq. 2).
 
         r_t = -kl_coef * KL_t + [t is the last completion token] * score
 
     scores `[N]`, logprobs and ref_logprobs `[N, L]` in nats, completion_mask `[N, L]` bool -> rewards `[N, L]` in units
-    of the score, 0 outside the mask. A row without completion tokens gets no reward at all. Whatever stands outside
-    the mask is not read. Rows with an invalid score must be left out before.
+    of the score, 0 outside the mask. A row without completion tokens gets no reward at all. Values outside the mask
+    are not read. The caller must first leave out rows with an invalid score.
 
-    Mask [F, T, T, F], score 1, coef 0.1, k1 of 2 and -1: rewards [0, -0.2, 0.1 + 1, 0].
+    Example: mask [F, T, T, F], score 1, kl_coef 0.1, k1 estimates 2 and -1 give rewards [0, -0.2, 0.1 + 1, 0].
     """
     kl = kl_estimate(logprobs, ref_logprobs, estimator)
     rewards = torch.where(completion_mask, -kl_coef * kl, 0.0)  # not a product: nan * 0 is nan
@@ -48,17 +50,18 @@ def shape_rewards(
 
 @torch.no_grad()
 def gae(rewards: Tensor, values: Tensor, completion_mask: Tensor, gamma: float, lam: float) -> Advantages:
-    """Generalised advantage estimation (Schulman et al. 2016, eqs. 11-16) over the completion tokens.
+    """Estimate advantages of the completion tokens by GAE (Schulman et al. 2016, eqs. 11-16).
 
         delta_t = r_t + gamma * V_next(t) - V_t
         A_t     = delta_t + gamma * lam * A_next(t)
         R_t     = A_t + V_t
 
-    next(t) is the next True position of the row, so holes are jumped over; past the last one V and A are 0 (a
-    completion cut by length ends there as well). rewards and values `[N, L]`, completion_mask `[N, L]` bool. A row
-    without completion tokens gives zeros.
+    next(t) is the next True position of the row, so holes are skipped; past the last one V and A are 0 (also where a
+    completion was cut by length). rewards and values `[N, L]`, completion_mask `[N, L]` bool -> both `[N, L]`, in units
+    of the reward. A row without completion tokens gives zeros.
 
-    Mask [T, F, T], rewards [0, 9, 1], values [0.5, 9, 0.25], gamma = lam = 1: advantages [0.5, 0, 0.75], returns [1, 0, 1].
+    Example: mask [T, F, T], rewards [0, 9, 1], values [0.5, 9, 0.25] and gamma = lam = 1 give advantages
+    [0.5, 0, 0.75] and returns [1, 0, 1].
     """
     advantages = torch.zeros_like(rewards).T.contiguous()  # [L, N], a step is a row of memory
     steps = (rewards.T.contiguous(), values.T.contiguous(), completion_mask.T.contiguous())
@@ -75,10 +78,10 @@ def gae(rewards: Tensor, values: Tensor, completion_mask: Tensor, gamma: float, 
 
 @torch.no_grad()
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """`(x - mean) / sqrt(var + eps)` over the True elements of the mask, 0 elsewhere.
+    """Normalise the elements under the mask, `(x - mean) / sqrt(var + eps)`; all others become 0.
 
-    x `[N, L]`, mask `[N, L]` bool. The variance is the population's (divided by n, not n - 1), so one element alone
-    gives 0 and not nan. `shift_mean=False` adds the mean back: unit variance around the old mean.
+    x `[N, L]`, mask `[N, L]` bool -> `[N, L]`. The variance is the population's (divided by n, not n - 1), so a single
+    element gives 0 and not nan. `shift_mean=False` adds the mean back: unit variance around the old mean.
     """
     picked = x[mask]
     mean = picked.mean()

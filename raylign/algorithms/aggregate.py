@@ -1,7 +1,7 @@
-"""How token losses become one number: the weight of a token, and what the weighted sum is divided by.
+"""Aggregation of token losses into one number: the weight of each token, and the divisor of the weighted sum.
 
-The two halves are apart because a micro-batch only sums: `sum(token_weights * loss)` over all micro-batches and ranks,
-divided once by the `normaliser` of the whole optimizer step. Any split of the rows gives the same step.
+These are two functions because a micro-batch only sums: `sum(token_weights * loss)` over all micro-batches and ranks
+is divided once, by the `normaliser` of the whole optimizer step. Any split of the rows gives the same step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Aggregate = Literal["token_mean", "sequence_mean", "max_tokens"]
 
 
 def token_weights(completion_mask: Tensor, aggregate: Aggregate) -> Tensor:
-    """Weight of every token in the sum.
+    """Return the weight of every token in the sum of token losses.
 
         token_mean, max_tokens    1
         sequence_mean             1 / completion tokens of its row
@@ -28,14 +28,14 @@ def token_weights(completion_mask: Tensor, aggregate: Aggregate) -> Tensor:
 
 
 def normaliser(completion_mask: Tensor, aggregate: Aggregate, max_tokens: int) -> float:
-    """What the weighted sum over the rows of an optimizer step is divided by.
+    """Return the number that divides the weighted sum of token losses over an optimizer step.
 
         token_mean       completion tokens: the mean over all tokens (DAPO, Yu et al. 2025, eq. 12)
         sequence_mean    rows: the mean over completions of their token means (GRPO, Shao et al. 2024, eq. 3)
         max_tokens       rows * max_tokens: a constant for each token (Dr. GRPO, Liu et al. 2025)
 
-    completion_mask `[N, L]` bool of all rows of the step, max_tokens the longest completion that can be sampled. Rows
-    without a completion token do not count. With no token at all it is 0: there is no step to take.
+    completion_mask `[N, L]` bool of all rows of the step; max_tokens is the longest completion that can be sampled.
+    Rows without a completion token do not count. The result is 0 if no row has one: there is no step to take.
     """
     if aggregate == "token_mean":
         return float(completion_mask.sum())

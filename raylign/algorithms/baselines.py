@@ -1,8 +1,8 @@
 """Advantages without a critic: the other samples of a prompt, or the rest of the round, are the baseline.
 
-Rows belong to groups, one for each prompt, named by any integers; the rows of a group may lie anywhere in the batch,
-and groups may differ in size. Rows that are not valid (they could not be scored) count for nothing and get 0; what
-stands in them is not read. Sums are in float64, so that the order of the rows does not show.
+Rows belong to groups, one for each prompt, numbered by any integers; the rows of a group may lie anywhere in the batch,
+and groups may differ in size. Invalid rows (they could not be scored) are ignored and get 0; their values are not
+read. Sums are in float64, so that the order of the rows does not change the result.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _STD_EPS = 1e-4
 
 @torch.no_grad()
 def group_advantages(rewards: Tensor, groups: Tensor, valid: Tensor, scale: Literal["group_std", "none"]) -> Tensor:
-    """GRPO (Shao et al. 2024, section 4.1.2): the reward against the mean of its group, in units of its spread.
+    """Return GRPO's advantages: each reward against the mean of its group (Shao et al. 2024, section 4.1.2).
 
         A_i = (r_i - mean(group)) / (std(group) + 1e-4)       scale "group_std"
         A_i =  r_i - mean(group)                              scale "none": Dr. GRPO (Liu et al. 2025)
 
     rewards `[N]`, groups `[N]` int64, valid `[N]` bool -> `[N]`, in standard deviations or in units of the reward. std
-    is that of a sample (divided by n - 1) and 1e-4 is added to it, as in TRL; verl and OpenRLHF have the same
-    std and add 1e-6 and 1e-9; the paper says neither. Groups with fewer than two valid rows get 0.
+    is the sample's (divided by n - 1), and 1e-4 is added to it, as in TRL; verl and OpenRLHF use the same std and add
+    1e-6 and 1e-9; the paper specifies neither. Groups with fewer than two valid rows get 0.
 
-    Rewards 1, 2, 3 of one group: std 1, advantages -0.9999, 0, 0.9999.
+    Example: rewards 1, 2, 3 of one group have std 1 and advantages -0.9999, 0, 0.9999.
 
     Raises:
         ValueError: shapes differ.
@@ -42,14 +42,16 @@ def group_advantages(rewards: Tensor, groups: Tensor, valid: Tensor, scale: Lite
 
 @torch.no_grad()
 def leave_one_out_advantages(rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
-    """RLOO (Kool et al. 2019; Ahmadian et al. 2024): the reward against the mean of the others of its group.
+    """Return RLOO's advantages: each reward against the mean of the others in its group.
 
         A_i = r_i - mean(r_j, j in group, j != i) = n / (n - 1) * (r_i - mean(group))
+
+    Kool et al. 2019; Ahmadian et al. 2024.
 
     rewards `[N]`, groups `[N]` int64, valid `[N]` bool -> `[N]` in units of the reward. The baseline does not depend
     on the row itself, so the gradient is unbiased. Groups with fewer than two valid rows get 0.
 
-    Rewards 1, 2, 6 of one group: baselines 4, 3.5, 1.5, advantages -3, -1.5, 4.5.
+    Example: rewards 1, 2, 6 of one group have baselines 4, 3.5, 1.5 and advantages -3, -1.5, 4.5.
 
     Raises:
         ValueError: shapes differ.
@@ -60,23 +62,26 @@ def leave_one_out_advantages(rewards: Tensor, groups: Tensor, valid: Tensor) -> 
 
 @torch.no_grad()
 def returns_to_go(rewards: Tensor, completion_mask: Tensor, gamma: float) -> Tensor:
-    """REINFORCE++ (Hu et al. 2025): the discounted rewards from each token on, `G_t = r_t + gamma * G_next(t)`.
+    """Return the discounted sum of the rewards from each token on, as REINFORCE++ uses it (Hu et al. 2025).
+
+        G_t = r_t + gamma * G_next(t)
 
     rewards `[N, L]`, completion_mask `[N, L]` bool -> `[N, L]` in units of the reward, 0 outside the mask. next(t) is
-    the next True position, so holes are jumped over and do not discount. It is GAE with no critic: V = 0, lambda = 1.
+    the next True position, so holes are skipped and do not discount. This is GAE without a critic: V = 0, lambda = 1.
     The baseline of the algorithm is `advantages.whiten` over the round.
 
-    Mask [T, F, T], rewards [1, 9, 4], gamma 0.5: [3, 0, 4].
+    Example: mask [T, F, T], rewards [1, 9, 4] and gamma 0.5 give [3, 0, 4].
     """
     return gae(rewards, torch.zeros_like(rewards), completion_mask, gamma, 1.0).advantages
 
 
 @torch.no_grad()
 def group_spread(scores: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
-    """Rows whose group has two different valid scores, and so something to learn from (DAPO, Yu et al. 2025, eq. 11).
+    """Return a mask of the rows whose group has two different valid scores (DAPO, Yu et al. 2025, eq. 11).
 
-    scores `[N]`, groups `[N]` int64, valid `[N]` bool -> `[N]` bool; a row that is not valid shares the answer of its
-    group.
+    Only such groups have something to learn from.
+
+    scores `[N]`, groups `[N]` int64, valid `[N]` bool -> `[N]` bool; an invalid row gets the value of its group.
 
     Raises:
         ValueError: shapes differ.
@@ -89,7 +94,10 @@ def group_spread(scores: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
 
 
 def _centred(rewards: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Group of each row, `[N]`; valid rows of each group, `[G]`; rewards less their group's mean, 0 if not valid."""
+    """Return each row's group `[N]`, each group's number of valid rows `[G]`, and the centred rewards `[N]`.
+
+    A centred reward is the reward minus its group's mean; 0 in invalid rows.
+    """
     index, num_groups = _index(rewards, groups, valid)
     exact = torch.where(valid, rewards.double(), 0.0)
     none = exact.new_zeros(num_groups)
@@ -102,5 +110,5 @@ def _index(values: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, int]:
     if not values.shape == groups.shape == valid.shape or values.dim() != 1:
         shapes = ", ".join(str(list(x.shape)) for x in (values, groups, valid))
         raise ValueError(f"values, groups and valid have shapes {shapes}; each must be [N]")
-    names, index = groups.unique(return_inverse=True)
-    return index, len(names)
+    unique_groups, index = groups.unique(return_inverse=True)
+    return index, len(unique_groups)

@@ -1,4 +1,4 @@
-"""Weights for samples that were drawn from other probabilities than the learner's."""
+"""Importance weights for samples that the engine drew with other probabilities than the learner computes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def importance_weights(
     cap: float,
     level: Literal["token", "sequence"],
 ) -> Tensor:
-    """Importance of each token, or of each completion, held in bounds (Yao et al. 2025; Ionides 2008).
+    """Return bounded importance weights of each token or of each completion (Yao et al. 2025; Ionides 2008).
 
         ratio = exp(learner - engine)            level "token"
         ratio = exp(sum_t (learner - engine))    level "sequence": one ratio for all tokens of the row
@@ -28,9 +28,9 @@ def importance_weights(
         w     = ratio if 1 / cap <= ratio <= cap, else 0           mode "mask"
 
     learner_logprobs and engine_logprobs `[N, L]` in nats, of the sampled tokens under the weights before the update;
-    completion_mask `[N, L]` bool; cap > 1 -> `[N, L]`, 0 outside the mask. The log ratio is cut at +-20. Whatever
-    stands outside the mask is not read. A ratio of a sequence is a product: with hundreds of tokens, rounding alone
-    takes it far from 1, and "mask" then leaves out most rows.
+    completion_mask `[N, L]` bool; cap > 1 -> `[N, L]`, without unit, 0 outside the mask. The log ratio is cut at +-20.
+    Values outside the mask are not read. The ratio of a sequence is a product: with hundreds of tokens, rounding alone
+    moves it far from 1, and "mask" then drops most rows.
 
     Raises:
         ValueError: shapes differ (they would broadcast).

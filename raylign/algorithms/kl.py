@@ -1,4 +1,4 @@
-"""How far the policy is from the reference."""
+"""Estimators of the KL divergence between the policy and the reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: far outside any trust region, far inside 
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
-    """One-sample estimates of `KL(policy || reference)`, in nats, for tokens sampled from the policy.
+    """Return one-sample estimates of `KL(policy || reference)`, in nats, for tokens sampled from the policy.
 
     With `d = log policy - log reference` of the sampled token (Schulman 2020, http://joschu.net/blog/kl-approx.html):
 
@@ -21,10 +21,11 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator) 
         k2 = d^2 / 2               biased, never negative
         k3 = exp(-d) - 1 + d       unbiased, never negative; d is cut at -20, where the gradient is 0
 
-    logprobs and ref_logprobs of any one shape, which is also the result's. With gradient in logprobs, the expected
-    gradient over samples of the policy is: of k1, 0; of k2, that of KL(policy || reference); of k3, that of
-    KL(reference || policy). So in a loss k1 holds nothing back and k2 is exact, for one token: what a token does to the
-    KL of the tokens after it is in none of them, only in returns that are charged for the KL (`shape_rewards`).
+    logprobs and ref_logprobs, in nats, may have any shape, the same for both; the result has it too. If logprobs carry
+    gradient, its expectation over samples of the policy is 0 for k1, the gradient of KL(policy || reference) for k2,
+    and the gradient of KL(reference || policy) for k3. So as a loss k1 has no effect, and k2 is exact for one token.
+    None of them covers the effect of a token on the KL of later tokens; only returns that include the KL penalty do
+    (`shape_rewards`).
     """
     log_ratio = logprobs - ref_logprobs
     match estimator:

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: single completions, each marked desirable or not."""
+"""Loss of Kahneman-Tversky optimisation (KTO) over single completions, each labelled desirable or not."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def kto_loss(
     desirable_weight: float,
     undesirable_weight: float,
 ) -> LossSum:
-    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, eq. 8), summed over rows.
+    """Compute the loss of Kahneman-Tversky optimisation (Ethayarajh et al. 2024, eq. 8), summed over rows.
 
         r     = log policy(y|x) - log reference(y|x)
         value = sigmoid(beta (r - kl)) if desirable, else sigmoid(beta (kl - r))
         L     = sum_rows weight * (1 - value)
 
-    logprobs and ref_logprobs `[N]`, of whole completions in nats, the policy's with gradient; desirable `[N]` bool;
-    kl a scalar without gradient, of `kto_reference_point` over the whole optimizer step.
+    logprobs and ref_logprobs `[N]`, of whole completions (sums over tokens), in nats, the policy's with gradient;
+    desirable `[N]` bool; kl a scalar without gradient: `kto_reference_point` of the whole optimizer step.
 
-    Metrics, sums over rows. A mean over one kind of row is its sum divided by the number of that kind:
+    Metrics, sums over rows. To get the mean over one kind of row, divide its sum by the number of such rows:
         kto/num_desirable       kto/num_undesirable
         kto/desirable_reward    kto/undesirable_reward, beta * r of the rows of that kind
         logprobs/desirable      logprobs/undesirable, of the policy
-        kto/accuracy            rows on their side of the reference point; on the point counts one half
+        kto/accuracy            rows on the right side of the reference point; a row on the point counts one half
         kto/kl                  kl, once for every row
 
     Raises:
@@ -50,7 +50,7 @@ def kto_loss(
         )
     log_ratio = logprobs - ref_logprobs
     gain = beta * (log_ratio - kl) * torch.where(desirable, 1.0, -1.0)
-    lost = torch.sigmoid(-gain)  # 1 - sigmoid(gain), of which float32 has nothing left over gain 17
+    lost = torch.sigmoid(-gain)  # 1 - sigmoid(gain), which float32 would round to 0 above a gain of 17
     losses = torch.where(desirable, desirable_weight * lost, undesirable_weight * lost)
 
     reward = beta * log_ratio
@@ -68,13 +68,13 @@ def kto_loss(
 
 
 def kto_reference_point(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """The point that gains and losses are measured from: an estimate of KL(policy || reference), in nats.
+    """Return the point from which KTO measures gains and losses: an estimate of KL(policy || reference), in nats.
 
         kl = max(0, mean over rows of (log policy(y'|x) - log reference(y'|x)))
 
-    y' is the completion of *another* prompt of the step (Ethayarajh et al. 2024, section 4): the completions that the
-    loss learns from would be pushed and measured at once. Both `[N]`, of the whole optimizer step: the mean of a
-    micro-batch would make the loss depend on the split. -> scalar, detached.
+    y' is the completion of *another* prompt of the step (Ethayarajh et al. 2024, section 4), because the loss moves the
+    completions that belong to the prompt. Both `[N]`, of the whole optimizer step: the mean of a micro-batch would make
+    the loss depend on the split. -> scalar, detached.
 
     Raises:
         ValueError: shapes differ, a tensor is of half precision, or there are no rows.

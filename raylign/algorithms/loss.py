@@ -1,4 +1,4 @@
-"""What every loss returns: sums, so that how a batch is split changes nothing."""
+"""The result of every loss: sums, so that the split of a batch changes nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 class LossSum:
     """A loss and its metrics, summed over the elements of one micro-batch (tokens, rows or pairs).
 
-    A mean over a micro-batch would weigh a token by the company it keeps. So nothing is divided here: the learner
-    adds up micro-batches and data-parallel ranks and divides all of it by the number of elements in the whole
-    optimizer step.
+    With means over micro-batches, the weight of a token would depend on the other tokens of its micro-batch. So
+    nothing is divided here: the learner adds up micro-batches and data-parallel ranks and divides the sum by the number
+    of elements in the whole optimizer step.
 
-    Two micro-batches of cross-entropy, of 3 tokens and of 1: totals 1.5 and 0.9, the loss of the step is 2.4 / 4.
+    Example: two micro-batches of cross-entropy, with 3 tokens and with 1, have totals 1.5 and 0.9; the loss of the step
+    is 2.4 / 4.
     """
 
     total: Tensor  # scalar, carries the gradient
@@ -24,7 +25,7 @@ class LossSum:
 
 
 def check_inputs(**tensors: Tensor) -> None:
-    """Refuse what torch would broadcast or round in silence.
+    """Refuse tensors that torch would broadcast or round without a warning.
 
     Raises:
         ValueError: shapes differ (`[M]` against `[M, 1]` would broadcast to `[M, M]`), or a tensor is not float32

@@ -1,4 +1,4 @@
-"""The clipped policy gradient, which every online algorithm with a policy ratio minimises."""
+"""The clipped policy-gradient loss, shared by all online algorithms that use a policy ratio."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ def clipped_policy_loss(
     kl_coef: float = 0.0,
     kl_estimator: KLEstimator = "k3",
 ) -> LossSum:
-    """Clipped surrogate objective with KL and entropy terms, negated and summed over tokens.
+    """Compute the clipped surrogate objective with KL and entropy terms, negated and summed over tokens.
 
         ratio  = exp(logprobs - old_logprobs)
         gain   = min(ratio A, clip(ratio, 1 - clip_range, 1 + clip_range_high) A)    Schulman et al. 2017, eq. 7
         gain   = max(gain, dual_clip * A)  where A < 0, if dual_clip is set          Ye et al. 2020
         L      = sum_t weights_t * (-importance_t * gain_t + kl_coef * KL_t - entropy_coef * H_t)
 
-    All tensors `[M]` over completion tokens, logprobs and entropy in nats; logprobs with gradient, entropy as well if
-    entropy_coef > 0 (`token_logprobs(..., entropy_gradient=True)`). clip_range_high is clip_range if None (DAPO, Yu et
-    al. 2025, eq. 10, sets it higher). dual_clip > 1 is the largest loss of a token in units of |A|. weights are those
-    of `aggregate.token_weights`, importance those of `importance.importance_weights`, 1 if None. KL_t is
-    `kl_estimate(logprobs, ref_logprobs, kl_estimator)` with gradient (Shao et al. 2024, eqs. 3-4).
-    The log ratio is cut at +-20, where the gradient is 0: one absurd token cannot overflow the step.
+    All tensors are `[M]` over completion tokens, logprobs and entropy in nats; logprobs carry gradient, and so does
+    entropy if entropy_coef > 0 (`token_logprobs(..., entropy_gradient=True)`). clip_range_high defaults to clip_range
+    (DAPO, Yu et al. 2025, eq. 10, sets it higher). dual_clip > 1 is the largest loss of a token in units of |A|. The
+    weights come from `aggregate.token_weights`, importance from `importance.importance_weights`; both are 1 if None.
+    KL_t is `kl_estimate(logprobs, ref_logprobs, kl_estimator)` with gradient (Shao et al. 2024, eqs. 3-4).
+    The log ratio is cut at +-20, where the gradient is 0, so that one extreme token cannot overflow the step.
 
     Metrics, sums over tokens, without the weights:
-        policy/clip_fraction       tokens whose gradient the clip removed (not every ratio outside of the range)
+        policy/clip_fraction       tokens whose gradient the clip removed (not every ratio outside the range)
         policy/approx_kl           k3 estimate of KL(old || new), nats
-        policy/ratio               the ratio; its mean stays near 1 while the policy is near the old one
+        policy/ratio               the ratio; its mean stays near 1 while the policy is close to the old policy
         policy/entropy             nats, if given
         policy/dual_clip_fraction  tokens whose gradient the dual clip removed, if dual_clip is set
         policy/importance          the importance weights, if given
         policy/kl_loss             KL_t, nats, without its coefficient, if ref_logprobs are given
 
     Raises:
-        ValueError: shapes differ, a tensor is of half precision, or a coefficient is set whose term is missing or has
-            no gradient.
+        ValueError: shapes differ, a tensor is of half precision, or a coefficient is set but its tensor is missing or
+            has no gradient.
     """
     optional = {"weights": weights, "importance": importance, "entropy": entropy, "ref_logprobs": ref_logprobs}
     given = {name: tensor for name, tensor in optional.items() if tensor is not None}

@@ -1,6 +1,7 @@
-"""Losses over preference pairs: with a reference (DPO and its kind), without one (SimPO, ORPO), and of a reward model.
+"""Losses over preference pairs: DPO and its variants, SimPO and ORPO (no reference), and a reward model's.
 
-Each has a margin, by which the chosen completion wins. They differ in what the margin is and in how it is made to grow.
+Each loss has a margin, by which the chosen completion wins. They differ in the definition of the margin and in the
+function that makes it grow.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     chosen_probability: Tensor | None = None,
 ) -> LossSum:
-    """Direct preference optimisation and the losses of its form, summed over pairs.
+    """Compute the loss of direct preference optimisation (DPO) or of a variant, summed over pairs.
 
         reward(y) = beta * (log policy(y|x) - log reference(y|x))
         m         = reward(chosen) - reward(rejected)
@@ -40,14 +41,14 @@ def dpo_loss(
         ipo       (m / beta - 1 / (2 beta))^2                                  Azar et al. 2023, eq. 17
         hinge     max(0, 1 - m)                                                SLiC, as in Liu et al. 2024 (RSO)
 
-    The four logprobs are `[P]`, in nats: of whole completions (sums over tokens), or means over tokens if the caller
-    normalises by length. The policy's carry gradient.
+    The four logprobs are `[P]`, in nats: sums over the tokens of a completion, or means if the caller normalises by
+    length. Those of the policy carry gradient.
 
-    label_smoothing: e, the share of labels taken to be wrong (sigmoid and robust).
-    chosen_probability: p `[P]` in [0, 1], that the chosen completion is the better one (sigmoid); 1 if not given. With
-        both, a label is right with probability p (1 - e) + (1 - p) e.
+    label_smoothing: e, the assumed share of wrong labels (sigmoid and robust).
+    chosen_probability: p `[P]` in [0, 1], the probability that the chosen completion is better (sigmoid); 1 if None.
+        If both are given, a label is right with probability p (1 - e) + (1 - p) e.
 
-    Metrics, sums over pairs; with `chosen_probability` their expectation over which of the two is called chosen:
+    Metrics, sums over pairs; with `chosen_probability`, their expectation over which completion is better:
         dpo/accuracy         pairs with the larger implicit reward on the chosen side; a tie counts one half
         dpo/margin           reward(chosen) - reward(rejected)
         dpo/chosen_reward    dpo/rejected_reward
@@ -55,7 +56,7 @@ def dpo_loss(
 
     Raises:
         ValueError: shapes differ, a tensor is of half precision, a probability is outside its range, or an option is
-            given to a loss that does not read it.
+            set that the chosen loss does not use.
     """
     check_inputs(
         chosen_logprobs=chosen_logprobs,
@@ -99,7 +100,9 @@ def dpo_loss(
 
 
 def simpo_loss(*, chosen_logprobs: Tensor, rejected_logprobs: Tensor, beta: float, gamma: float) -> LossSum:
-    """Simple preference optimisation (Meng et al. 2024, eq. 6), summed over pairs. There is no reference.
+    """Compute the loss of simple preference optimisation (SimPO; Meng et al. 2024, eq. 6), summed over pairs.
+
+    SimPO needs no reference.
 
         reward(y) = beta * log policy(y|x) / |y|
         L         = -sum_pairs log sigmoid(reward(chosen) - reward(rejected) - gamma)
@@ -107,8 +110,8 @@ def simpo_loss(*, chosen_logprobs: Tensor, rejected_logprobs: Tensor, beta: floa
     Both `[P]`, means over the tokens of a completion, in nats, with gradient.
 
     Metrics, sums over pairs:
-        simpo/accuracy         pairs with the larger reward on the chosen side, gamma apart; a tie counts one half
-        simpo/margin           reward(chosen) - reward(rejected), gamma not taken off
+        simpo/accuracy         pairs with the larger reward on the chosen side, gamma ignored; a tie counts one half
+        simpo/margin           reward(chosen) - reward(rejected), gamma not subtracted
         simpo/chosen_reward    simpo/rejected_reward
         logprobs/chosen        logprobs/rejected, per token
 
@@ -129,7 +132,9 @@ def simpo_loss(*, chosen_logprobs: Tensor, rejected_logprobs: Tensor, beta: floa
 
 
 def orpo_loss(*, chosen_logprobs: Tensor, rejected_logprobs: Tensor, beta: float) -> LossSum:
-    """The odds ratio term of ORPO (Hong et al. 2024, eqs. 4, 6 and 7), summed over pairs. There is no reference.
+    """Compute the odds-ratio term of the ORPO loss (Hong et al. 2024, eqs. 4, 6 and 7), summed over pairs.
+
+    ORPO needs no reference.
 
         p(y)        = exp(log policy(y|x) / |y|)
         log odds(y) = log p(y) - log(1 - p(y))
@@ -158,15 +163,15 @@ def orpo_loss(*, chosen_logprobs: Tensor, rejected_logprobs: Tensor, beta: float
 
 
 def bradley_terry_loss(*, chosen_scores: Tensor, rejected_scores: Tensor, margin: Tensor | None = None) -> LossSum:
-    """Likelihood of the preferences under a reward model, summed over pairs.
+    """Compute the negative log-likelihood of preferences under a reward model, summed over pairs.
 
         L = -sum_pairs log sigmoid(score(chosen) - score(rejected) - margin)
 
     Ouyang et al. 2022, eq. 1, with K = 2; the margin is from Touvron et al. 2023, eq. 2.
 
-    Scores `[P]`, with gradient; margin `[P]`, in units of the score, 0 if not given: how clear the preference is.
+    Scores `[P]`, with gradient; margin `[P]`, by how much chosen should win, in units of the score; 0 if None.
 
-    Metrics, sums over pairs; the margin asked for is not taken off:
+    Metrics, sums over pairs; the required margin is not subtracted:
         reward_model/accuracy      pairs with the larger score on the chosen side; a tie counts one half
         reward_model/margin        score(chosen) - score(rejected)
         reward_model/chosen_score
@@ -174,34 +179,34 @@ def bradley_terry_loss(*, chosen_scores: Tensor, rejected_scores: Tensor, margin
     Raises:
         ValueError: shapes differ or a tensor is of half precision.
     """
-    asked = torch.zeros_like(chosen_scores) if margin is None else margin
-    check_inputs(chosen_scores=chosen_scores, rejected_scores=rejected_scores, margin=asked)
+    required = torch.zeros_like(chosen_scores) if margin is None else margin
+    check_inputs(chosen_scores=chosen_scores, rejected_scores=rejected_scores, margin=required)
     difference = chosen_scores - rejected_scores
     metrics = {
         "reward_model/accuracy": _wins(difference),
         "reward_model/margin": difference,
         "reward_model/chosen_score": chosen_scores,
     }
-    return LossSum(-logsigmoid(difference - asked).sum(), _summed(metrics))
+    return LossSum(-logsigmoid(difference - required).sum(), _summed(metrics))
 
 
 def _check_labels(like: Tensor, loss: DPOLoss, label_smoothing: float, chosen_probability: Tensor | None) -> None:
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 0.5)")
     if label_smoothing > 0 and loss in ("ipo", "hinge"):
-        raise ValueError(f"label_smoothing is {label_smoothing}, which {loss} does not read; set it to 0")
+        raise ValueError(f"label_smoothing is {label_smoothing}, but loss {loss} does not use it; set it to 0")
     if chosen_probability is None:
         return
     if loss != "sigmoid":
-        raise ValueError(f"chosen_probability is given, which {loss} does not read; set loss to sigmoid")
+        raise ValueError(f"chosen_probability is given, but loss {loss} does not use it; set loss to sigmoid")
     check_inputs(chosen_logprobs=like, chosen_probability=chosen_probability)
-    # Outside [0, 1] the loss has no lower bound. The negation refuses nan too.
+    # Outside [0, 1] the loss has no lower bound. Written as a negation, the test refuses nan too.
     if not bool(((chosen_probability >= 0) & (chosen_probability <= 1)).all()):
         raise ValueError("chosen_probability has values outside [0, 1]; pass sigmoid(difference of scores)")
 
 
 def _log_odds(logprobs: Tensor) -> Tensor:
-    # In this precision a probability within eps of 1 is 1, its odds are infinite and their gradient is nan.
+    # A probability within eps of 1 rounds to 1; its odds would be infinite and their gradient nan.
     logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
     # log(1 - exp(x)) without cancellation (Maechler 2012); after the clamp both branches have a finite gradient.
     log_other = torch.where(
@@ -211,7 +216,7 @@ def _log_odds(logprobs: Tensor) -> Tensor:
 
 
 def _wins(margin: Tensor) -> Tensor:
-    # A policy equal to its reference has every margin 0: half right is chance, 0 would look like unlearning.
+    # A policy equal to its reference has only margins of 0: one half is chance level, 0 would look like a loss.
     return torch.heaviside(margin.detach(), margin.new_tensor(0.5))
 
 

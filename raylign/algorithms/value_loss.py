@@ -9,17 +9,17 @@ from raylign.algorithms.loss import LossSum, check_inputs
 
 
 def ppo_value_loss(*, values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> LossSum:
-    """Half the squared error, with the step away from the old value clipped, summed over tokens.
+    """Compute half the squared error of values, with their change clipped, summed over tokens.
 
         clipped = old + clip(V - old, -clip_range, clip_range)
         L       = 0.5 * sum_t max((V_t - R_t)^2, (clipped_t - R_t)^2)
 
-    The clip is that of the OpenAI baselines PPO2 code, carried into RLHF by Ziegler et al. (2019); the paper of PPO
-    has the plain error, which is `clip_range=None`. All `[M]` over completion tokens, in units of the reward; values
-    with gradient.
+    The clip comes from the OpenAI baselines PPO2 code, and Ziegler et al. (2019) brought it to RLHF; the PPO paper has
+    the plain error, which is `clip_range=None`. All tensors are `[M]` over completion tokens, in units of the reward;
+    values carry gradient.
 
     Metrics, sums over tokens:
-        value/clip_fraction  tokens where the clipped error is the larger one, so that the gradient is 0
+        value/clip_fraction  tokens where the clipped error is larger, so that the gradient is 0
         value/error          squared error of the new values
         value/mean           the new values
 

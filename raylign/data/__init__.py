@@ -1,4 +1,4 @@
-"""Rows -> token ids: sources, formats, chat templates, length limits, batches and the resumable order of rows."""
+"""Conversion of data rows to token ids: sources, formats, chat templates, length limits, batches, resumable order."""
 
 from raylign.data.batching import micro_batches
 from raylign.data.labelled import load_labelled

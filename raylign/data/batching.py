@@ -1,4 +1,4 @@
-"""Rows of similar length together, so that a forward pass computes little padding."""
+"""Batches of rows of similar length, so that a forward pass computes little padding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from raylign.types import LongArray
 
 
 def default_pass_tokens(on_gpu: bool) -> int:
-    """Padded tokens of a pass where none are given: what keeps a GPU busy, and what stays in a CPU's cache."""
+    """Return the default number of padded tokens of a pass: enough to keep a GPU busy, or to fit a CPU's cache."""
     return 16_384 if on_gpu else 2048
 
 
@@ -16,14 +16,14 @@ def micro_batches(lengths: LongArray, max_tokens: int, rows_per_item: int = 1, m
     """Split items into groups whose padded size stays within a budget.
 
     Every item is in exactly one group; `len(group) * rows_per_item * max(lengths[group]) <= max_tokens` unless the
-    group is one item that is longer by itself. Deterministic; the longest come first, so that a machine with too
-    little memory shows it at once.
+    group is a single item that is too long by itself. Deterministic; the longest items come first, so that a machine
+    with too little memory fails at once.
 
     Args:
-        lengths: tokens of each item (of the longer side, for pairs): [N].
+        lengths: tokens of each item (for pairs, of the longer side): [N].
         max_tokens: budget of padded tokens for a group.
-        rows_per_item: rows an item adds to the padded batch; 2 for pairs.
-        min_groups: as many groups at least, if there are as many items: one for each rank that shares the work.
+        rows_per_item: rows that an item adds to the padded batch; 2 for pairs.
+        min_groups: smallest number of groups, if there are enough items: one for each rank that shares the work.
     Returns:
         Groups of item indices, int64.
 
@@ -41,7 +41,7 @@ def micro_batches(lengths: LongArray, max_tokens: int, rows_per_item: int = 1, m
         groups.append(order[at : at + size])
         at += size
     while len(groups) < min(min_groups, len(order)):
-        # The heaviest in two: the ranks' shares come out about equal.
+        # Halve the heaviest group, so that the ranks' shares are about equal.
         weights = [len(group) * max(int(lengths[group[0]]), 1) * (len(group) > 1) for group in groups]
         heaviest = int(np.argmax(weights))
         group = groups[heaviest]

@@ -1,4 +1,4 @@
-"""Conversations -> text through the chat template, with the learned parts told apart by prefix renderings."""
+"""Conversion of conversations to text by the chat template; the learned parts are located by rendering prefixes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Part = tuple[str, bool]  # text, learned
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], place: str) -> str:
-    """The messages and the header of the assistant turn that is to come.
+    """Render the messages, followed by the header of the next assistant turn.
 
     Raises:
         DataError: the tokenizer has no chat template, or the template refuses the messages.
@@ -23,16 +23,16 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], p
 
 
 def render_parts(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, place: str) -> list[Part]:
-    """The conversation as text, cut where learning begins and ends.
+    """Render the conversation, split into parts where learning begins and ends.
 
-    A turn is learned from the end of its header to its eos, if the template writes one: what a template puts behind
+    A turn is learned from the end of its header to its eos, if the template writes one: text that a template puts after
     eos (ChatML's newline) is never sampled. For the same reason the text ends with the last learned part.
 
     >>> # [user: hi, assistant: hello] in ChatML
     >>> # [("<|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\n", False), ("hello<|im_end|>", True)]
 
     Raises:
-        DataError: as `render_prompt`; or the template renders early turns differently once later ones follow.
+        DataError: as in `render_prompt`; or the template renders early turns differently once later turns follow.
     """
     messages = conversation.messages
     full = _render(tokenizer, messages, place, add_generation_prompt=False)
@@ -45,8 +45,8 @@ def render_parts(tokenizer: PreTrainedTokenizerBase, conversation: Conversation,
         through = _render(tokenizer, messages[: i + 1], place, add_generation_prompt=False)
         if not (full.startswith(through) and through.startswith(before) and at <= len(before) < len(through)):
             raise DataError(
-                f"{place}: the chat template rewrites history at message {i}, so its tokens cannot be told apart; "
-                "give prompt + completion rows that learn one turn, or a template that only appends"
+                f"{place}: the chat template rewrites earlier messages at message {i}, so the learned tokens cannot be "
+                "located; give prompt + completion rows that learn one turn, or a template that only appends"
             )
         learned = _until_eos(through[len(before) :], cast("str | None", tokenizer.eos_token))
         parts += [(full[at : len(before)], False), (learned, True)]
@@ -67,10 +67,10 @@ def _render(
     if tokenizer.chat_template is None:
         raise DataError(
             f"{place}: the row is a conversation, but tokenizer {tokenizer.name_or_path!r} has no chat template; "
-            "set model.tokenizer to one that has, or write the rows as plain text"
+            "set model.tokenizer to a tokenizer that has one, or write the rows as plain text"
         )
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as e:
-        raise DataError(f"{place}: the chat template refuses the messages: {folded(e)}; mend their roles") from None
+        raise DataError(f"{place}: the chat template refuses the messages: {folded(e)}; fix their roles") from None
     return str(text)

@@ -1,4 +1,4 @@
-"""A finished dataset as a file of the user's choice: JSONL or Parquet, whole or not at all."""
+"""Export of a finished dataset to a file that the user names: JSONL or Parquet, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def check_target(target: Path, may_exist: bool = False) -> None:
     """Refuse a file that `export_rows` could not write, before the hours that its rows take.
 
     Args:
-        may_exist: leave it to `export_rows` whether what stands there is the same.
+        may_exist: permit an existing file; `export_rows` compares its rows.
     Raises:
-        UserError: another suffix, a file or folder is there already, or the folder cannot be made or written.
+        UserError: the suffix is unknown, a file or folder exists there, or the folder cannot be created or written.
     """
     if target.suffix not in SUFFIXES:
         raise UserError(f"{target}: cannot write {target.suffix or 'a file without suffix'}; name a .jsonl or .parquet")
@@ -30,17 +30,17 @@ def check_target(target: Path, may_exist: bool = False) -> None:
         raise _exists(target)
     folder = next(folder for folder in target.absolute().parents if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        problem = "may not be written" if folder.is_dir() else "is a file, not a folder"
-        raise UserError(f"{target}: cannot be written, for {folder} {problem}; name another place")
+        problem = "is not writable" if folder.is_dir() else "is a file, not a folder"
+        raise UserError(f"{target}: cannot be written, because {folder} {problem}; name another place")
 
 
 def export_rows(source: Path, target: Path) -> None:
-    """Copy the rows of a JSONL file to `target`, in the format of its suffix; its folders are made.
+    """Copy the rows of a JSONL file to `target`, in the format of its suffix, and create its folders.
 
-    A target that holds these very rows is left as it is: a command that is repeated succeeds again.
+    A target that already has exactly these rows is left unchanged, so a repeated command succeeds.
 
     Raises:
-        UserError: `target` holds something else, or cannot be written; the message says where the rows are.
+        UserError: `target` has other content, or cannot be written; the message says where the rows are.
     """
     if target.exists():
         if _rows(source) != _rows(target):
@@ -68,4 +68,4 @@ def _rows(file: Path) -> list[dict[str, object]]:
 
 
 def _exists(target: Path) -> UserError:
-    return UserError(f"{target}: the file exists, and is not overwritten; remove it, or name another")
+    return UserError(f"{target}: the file exists and is not overwritten; remove it, or name another file")

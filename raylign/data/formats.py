@@ -1,4 +1,4 @@
-"""What a row means: the standard (text) and conversational (messages) forms that TRL reads, checked and made alike."""
+"""Parsing of rows in the forms that TRL reads, standard (text) and conversational (messages), into common examples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raylign.errors import DataError
 
 @dataclass(frozen=True)
 class Text:
-    """Standard form. The completion is learned; without a prompt the whole text is."""
+    """An example in standard form: a completion to learn, after its prompt if there is one."""
 
     prompt: str | None
     completion: str
@@ -20,7 +20,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Conversational form. Every assistant turn from message `num_prompt` on is learned, the last message among them."""
+    """An example in conversational form; assistant turns from message `num_prompt` on, to the last, are learned."""
 
     messages: list[Message]
     num_prompt: int
@@ -31,22 +31,24 @@ Example = Text | Conversation
 
 
 def prompt_of(row: Row, place: str) -> str | list[Message]:
-    """`prompt`, which the policy is to continue.
+    """Return the row's `prompt`, which the policy will continue.
 
     Raises:
-        DataError: column missing, empty, of a wrong type, or a conversation in which it is the user's turn.
+        DataError: the column is missing, empty or of another type, or its last message is the assistant's.
     """
     prompt = read(row, "prompt", place, "prompts")
     if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
-        raise DataError(f"{place}: prompt ends with an assistant message; end it with the turn to be answered")
+        raise DataError(f"{place}: prompt ends with an assistant message; end it with the message to answer")
     return prompt
 
 
 def sequence_of(row: Row, place: str) -> Example:
-    """`prompt` + `completion`, else `messages`, else `text`; `finished: false` where the end was cut by length.
+    """Return the sequence of a row: `prompt` + `completion`, else `messages`, else `text`.
+
+    `finished: false` marks a sequence that was cut by length.
 
     Raises:
-        DataError: columns missing, empty or of a wrong type, or a conversation without an assistant's last word.
+        DataError: columns are missing, empty or of another type, or the last message is not the assistant's.
     """
     if has(row, "prompt") and has(row, "completion"):
         return _answer(row, place)
@@ -65,18 +67,20 @@ def sequence_of(row: Row, place: str) -> Example:
 
 
 def pair_of(row: Row, place: str) -> tuple[Example, Example]:
-    """(chosen, rejected) of one prompt: the `prompt` column, else the beginning that both share.
+    """Return the chosen and the rejected example of a row.
 
-    `prompt` as text beside `chosen`/`rejected` as whole conversations (UltraFeedback) counts as no prompt.
-    `chosen_finished` and `rejected_finished` are false where that side was cut by length.
+    Their prompt is the `prompt` column, else the beginning that both share. A `prompt` that is text beside
+    `chosen`/`rejected` that are whole conversations (UltraFeedback) is ignored. `chosen_finished` and
+    `rejected_finished` are false where that side was cut by length.
 
     Raises:
-        DataError: columns missing, empty, of a wrong type or of different forms; nothing shared; both the same.
+        DataError: columns are missing, empty, of another type or of different forms, or the two sides share no
+            beginning or are the same.
     """
     if has(row, "completion") and has(row, "label") and not (has(row, "chosen") or has(row, "rejected")):
         raise DataError(
-            f"{place}: a completion with a label is no pair; set algorithm.name: kto, which learns from such rows, or "
-            "give chosen + rejected"
+            f"{place}: a completion with a label is not a pair; set algorithm.name: kto, which learns from such rows, "
+            "or give chosen + rejected"
         )
     (chosen, chosen_end), (rejected, rejected_end) = (
         _completion(row, side, f"{side}_finished", place) for side in ("chosen", "rejected")
@@ -97,10 +101,12 @@ def pair_of(row: Row, place: str) -> tuple[Example, Example]:
 
 
 def labelled_of(row: Row, place: str) -> list[tuple[Example, bool]]:
-    """Examples and whether they are desirable: `prompt` + `completion` + `label`, or both sides of a pair, as in TRL.
+    """Return the examples of a row, each with True if it is desirable.
+
+    The row has `prompt` + `completion` + `label`, or both sides of a pair (as in TRL), chosen being desirable.
 
     Raises:
-        DataError: columns missing, empty or of a wrong type, or a label that is neither true nor false.
+        DataError: columns are missing, empty or of another type, or a label is neither true nor false.
     """
     if has(row, "prompt") and has(row, "completion") and has(row, "label"):
         return [(_answer(row, place), label_of(row, place))]
@@ -116,13 +122,19 @@ def _answer(row: Row, place: str) -> Example:
 
 
 def _completion(row: Row, column: str, flag: str, place: str) -> tuple[str | list[Message], bool | None]:
-    """The completion, and whether it ended by itself. Where the row says so, it may be blank: eos can come at once."""
+    """Return the completion, and whether it ended by itself (None if the row does not say).
+
+    The completion may be blank if the row says how it ended: a policy can sample eos at once.
+    """
     end = end_of(row, flag, place)
     return read(row, column, place, "pairs", blank=end is not None), end
 
 
 def _split(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
-    """The shared beginning and the two rests. Text is cut so that no word is split and a space stays with its word."""
+    """Split off the shared beginning: return it, the rest of chosen and the rest of rejected.
+
+    Text is cut so that no word is split and a space stays with its word.
+    """
     differing = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
     size = next(differing, min(len(chosen), len(rejected)))
     if isinstance(chosen, str):

@@ -1,4 +1,4 @@
-"""Completions marked good or bad, and the mismatched rows beside them that KTO measures from."""
+"""Loading of completions labelled good or bad, and of the mismatched rows that KTO's reference point needs."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ if TYPE_CHECKING:
 
 
 def load_labelled(config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> LabelledSet:
-    """Single completions with a label; a preference pair gives two, chosen good and rejected bad.
+    """Load single completions with a label; a preference pair gives two, chosen good and rejected bad.
 
     Args:
-        max_tokens: the model's context length; `config.max_tokens` may tighten it.
+        max_tokens: the model's context length; `config.max_tokens` may lower it.
     Raises:
-        DataError: unreadable rows, missing or malformed columns, a sequence that is too long, or one label only.
+        DataError: rows are unreadable, columns are missing or malformed, a sequence is too long, or all labels are the
+            same.
     """
     rows = read_rows(config)
-    found = [[(place, *example) for example in labelled_of(row, place)] for place, row in rows.placed()]
-    # All chosen before all rejected, as in TRL: so a mismatched completion is a rejected one as often as a chosen one.
-    ordered = [*(sides[0] for sides in found), *(side for sides in found for side in sides[1:])]
+    examples_of_rows = [[(place, *example) for example in labelled_of(row, place)] for place, row in rows.placed()]
+    # All chosen before all rejected, as in TRL, so that mismatched completions are as often rejected as chosen.
+    ordered = [
+        *(examples[0] for examples in examples_of_rows),
+        *(example for examples in examples_of_rows for example in examples[1:]),
+    ]
     places, examples, labels = zip(*ordered, strict=True)
     policy = length_policy(config, max_tokens)
     [fitted], kept = fit(policy, [tokenise_examples(tokenizer, examples, places)], places)
     desirable = np.array([labels[i] for i in kept], dtype=np.bool_)
     num_good, num_bad = int(desirable.sum()), int((~desirable).sum())
     if not (num_good and num_bad):
-        fix = "give bad ones too, or set algorithm.name: sft" if num_good else "give good ones too"
+        fix = "add bad rows, or set algorithm.name: sft" if num_good else "add good rows"
         raise DataError(
             f"{config.path}: {num_good} rows are labelled good and {num_bad} bad, and KTO learns from their contrast; {fix}"
         )
@@ -47,7 +51,7 @@ def load_labelled(config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_to
 
 
 def _mismatched(rows: Sequence[TokenRow], max_tokens: int) -> list[TokenRow]:
-    """Each prompt with the completion of the next row that answers another one, cut to the context."""
+    """Return each prompt with the completion of the next row that has another prompt, cut to max_tokens."""
     out = []
     for row, other in zip(rows, _partners(rows), strict=True):
         first = rows[other].num_prompt
@@ -58,12 +62,12 @@ def _mismatched(rows: Sequence[TokenRow], max_tokens: int) -> list[TokenRow]:
 
 
 def _partners(rows: Sequence[TokenRow]) -> list[int]:
-    """For each row the next one, cyclically, with another prompt; where all have the same prompt, just the next one."""
+    """Return for each row the index of the next row, cyclically, with another prompt; if none has, of the next row."""
     prompts = [row.tokens[: row.num_prompt].tobytes() for row in rows]
     num = len(rows)
     partners = [(i + 1) % num for i in range(num)]
     if len(set(prompts)) > 1:
-        for i in reversed(range(2 * num)):  # twice around, so that the last rows know what the first ones found
+        for i in reversed(range(2 * num)):  # twice around, so that the last rows know the partners of the first rows
             row, after = i % num, (i + 1) % num
             partners[row] = after if prompts[after] != prompts[row] else partners[after]
     return partners

@@ -1,4 +1,4 @@
-"""Rows longer than they may be: refused, left out or cut, as `data.long_rows` says, and counted."""
+"""Length limits: rows that are too long are refused, dropped or cut, as `data.long_rows` says, and counted."""
 
 from __future__ import annotations
 
@@ -16,32 +16,37 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One tokenised row; a prompt alone is a row without a completion.
+    """A tokenised row; a prompt alone is a row without a completion.
 
     "2 + 2 = | 4 <eos>" with a bos: tokens [0, 5, 9, 5, 7, 6, 1], mask [F, F, F, F, F, T, T], num_prompt 5, num_bos 1.
     """
 
     tokens: IntArray  # [L]
     completion_mask: BoolArray  # [L], True where the token is learned
-    num_prompt: int  # tokens before the first learned one
-    num_bos: int  # special tokens the prompt begins with, which cutting its beginning spares
+    num_prompt: int  # number of tokens before the first learned token
+    num_bos: int  # number of special tokens at the beginning of the prompt, which are kept when it is cut
 
 
 @dataclass(frozen=True)
 class Limit:
+    """The largest length that is allowed, in tokens, and the advice how to raise it."""
+
     tokens: int
-    origin: str  # the setting that would raise it
+    origin: str  # advice for the error message, e.g. "raise data.max_tokens"
 
     @classmethod
     def tighter(cls, model_limit: int, configured: int | None, key: str) -> Limit:
-        """The smaller of what the model can take and what the config accepts."""
+        """Return the smaller of the model's and the configured limit."""
         if configured is not None and configured < model_limit:
             return cls(configured, f"raise {key}")
         return cls(model_limit, "use a model with a longer context")
 
 
 class LengthPolicy:
-    """Applies `config.long_rows`; `prompt` bounds the tokens before the first learned one, `total` all of them."""
+    """The rule for long rows, `config.long_rows`.
+
+    `prompt` limits the tokens before the first learned token, `total` all tokens of a row.
+    """
 
     def __init__(self, config: DataConfig, *, prompt: Limit | None, total: Limit | None) -> None:
         self.config = config
@@ -49,9 +54,9 @@ class LengthPolicy:
         self.total = total
 
     def fit(self, row: TokenRow, place: str) -> TokenRow | None:
-        """The row itself if it is short enough, a cut copy, or None if it is to be left out.
+        """Return the row itself if it is short enough, a cut copy, or None if the row is dropped.
 
-        A row that has no room for a single learned token after cutting is left out too.
+        A row that would keep no learned token after cutting is dropped too.
 
         Raises:
             DataError: the row is too long and `long_rows` is error.
@@ -73,7 +78,7 @@ class LengthPolicy:
                 return row if self.total is None else _cut_end(row, self.total.tokens)
 
     def report(self, num_rows: int, num_dropped: int, num_cut: int) -> None:
-        """Log what happened to the long rows.
+        """Log how many long rows were dropped and cut.
 
         Raises:
             DataError: no row is left.
@@ -91,7 +96,7 @@ class LengthPolicy:
 
 
 def _cut_prompt(row: TokenRow, limit: int) -> TokenRow:
-    """The prompt loses its beginning, but not its bos."""
+    """Cut the beginning of the prompt, but keep its bos."""
     excess = row.num_prompt - limit
     if excess <= 0:
         return row

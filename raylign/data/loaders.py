@@ -1,4 +1,4 @@
-"""Datasets of each kind from files: prompts, sequences and pairs."""
+"""Loading of prompts, sequences and pairs from files, as token ids."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 
 def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> PromptSet:
-    """Prompts to sample from, with all other columns of their rows.
+    """Load the prompts to sample from, with all other columns of their rows.
 
     Args:
-        max_prompt_tokens: what the model's context leaves for the prompt; `config.max_prompt_tokens` may tighten it.
+        max_prompt_tokens: the part of the model's context that is left for the prompt; `config.max_prompt_tokens` may
+            lower it.
     Returns:
-        `columns["prompt"]` is the text (rendered, for a conversation; never cut); a column a row lacks is None.
+        `columns["prompt"]` is the text (rendered, for a conversation; never cut); a column that a row lacks is None.
     Raises:
-        DataError: unreadable rows, a missing or malformed `prompt`, or a prompt that is too long.
+        DataError: rows are unreadable, a `prompt` is missing or malformed, or a prompt is too long.
     """
     rows = read_rows(config)
     texts: list[str] = []
@@ -48,12 +49,12 @@ def load_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_pro
 
 
 def load_sequences(config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> SequenceSet:
-    """Sequences to learn from (SFT).
+    """Load the sequences to learn from (SFT).
 
     Args:
-        max_tokens: the model's context length; `config.max_tokens` may tighten it.
+        max_tokens: the model's context length; `config.max_tokens` may lower it.
     Raises:
-        DataError: unreadable rows, missing or malformed columns, or a sequence that is too long.
+        DataError: rows are unreadable, columns are missing or malformed, or a sequence is too long.
     """
     rows = read_rows(config)
     places = [place for place, _ in rows.placed()]
@@ -65,13 +66,13 @@ def load_sequences(config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_t
 def load_pairs(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, max_tokens: int, margin: bool = False
 ) -> PairSet:
-    """Preference pairs (DPO and its relatives, reward model). A pair of which one side is left out is left out whole.
+    """Load preference pairs (DPO and its variants, reward models); a pair is dropped if either side is.
 
     Args:
-        max_tokens: the model's context length, for each side; `config.max_tokens` may tighten it.
+        max_tokens: the model's context length, for each side; `config.max_tokens` may lower it.
         margin: read the column `margin` too.
     Raises:
-        DataError: unreadable rows, missing or malformed columns, equal sides, or a side that is too long.
+        DataError: rows are unreadable, columns are missing or malformed, both sides are equal, or a side is too long.
     """
     rows = read_rows(config)
     places = [place for place, _ in rows.placed()]
@@ -84,7 +85,7 @@ def load_pairs(
 
 
 def length_policy(config: DataConfig, max_tokens: int) -> LengthPolicy:
-    """For whole sequences in a context of `max_tokens`."""
+    """Return the length policy for whole sequences in a context of `max_tokens`."""
     prompt = Limit(config.max_prompt_tokens, "raise data.max_prompt_tokens") if config.max_prompt_tokens else None
     return LengthPolicy(config, prompt=prompt, total=Limit.tighter(max_tokens, config.max_tokens, "data.max_tokens"))
 
@@ -92,7 +93,10 @@ def length_policy(config: DataConfig, max_tokens: int) -> LengthPolicy:
 def fit(
     policy: LengthPolicy, sides: Sequence[list[TokenRow]], places: Sequence[str]
 ) -> tuple[list[list[TokenRow]], list[int]]:
-    """The rows of every side that the policy keeps, and their indices."""
+    """Apply the length policy to every side: return the rows that are kept, for each side, and their indices.
+
+    An item is kept only if every side of it is.
+    """
     fitted: list[list[TokenRow]] = [[] for _ in sides]
     kept: list[int] = []
     num_cut = 0
@@ -103,7 +107,7 @@ def fit(
             continue
         cut = any(a is not b for a, b in zip(after, before, strict=True))
         if cut and len(after) == 2 and np.array_equal(after[0].tokens, after[1].tokens):
-            continue  # what made one side the better one was cut off
+            continue  # the difference between the two sides was cut off
         num_cut += cut
         kept.append(i)
         for rows, row in zip(fitted, after, strict=True):
@@ -113,6 +117,7 @@ def fit(
 
 
 def sequence_set(rows: Sequence[TokenRow]) -> SequenceSet:
+    """Pack tokenised rows into two flat arrays, of tokens and of masks."""
     return SequenceSet(
         Ragged.from_rows((row.tokens for row in rows), np.int32),
         Ragged.from_rows((row.completion_mask for row in rows), np.bool_),

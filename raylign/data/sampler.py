@@ -1,4 +1,4 @@
-"""The order in which rows are visited: a pure function of the seed, so that one counter resumes it exactly."""
+"""The order in which rows are visited: a pure function of the seed, so that a single counter resumes it exactly."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from raylign.types import LongArray
 
 
 class Sampler:
-    """Endless stream of row-index batches; epoch e visits the rows in the order of `default_rng([seed, e])`.
+    """Endless stream of batches of row indices; epoch e has the order that `default_rng([seed, e])` draws.
 
     Args:
-        num_rows: rows of the dataset, N.
-        batch_size: rows of a batch.
-        seed: of the order.
-        drop_last: leave out the short batch at the end of an epoch (only without `wrap`).
-        wrap: every batch is full and the last one of an epoch is filled from the next (online prompts); otherwise
-            the last batch of an epoch is short (offline datasets).
+        num_rows: number of rows of the dataset, N.
+        batch_size: number of rows of a batch.
+        seed: seed of the order.
+        drop_last: drop the short batch at the end of an epoch (only without `wrap`).
+        wrap: fill the last batch of an epoch from the next epoch, so that every batch is full (online prompts);
+            otherwise the last batch of an epoch is short (offline datasets).
     Raises:
-        UserError: no rows, or `drop_last` would drop all of them.
+        UserError: there are no rows, or `drop_last` would drop all of them.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int, drop_last: bool = False, wrap: bool = False) -> None:
@@ -35,16 +35,19 @@ class Sampler:
         self.drop_last = drop_last
         self.wrap = wrap
         self.num_batches = 0
-        """Batches drawn so far: the whole position."""
+        """Number of batches drawn so far, which is the whole state of the sampler."""
         self._order = (-1, np.empty(0, dtype=np.int64))
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches until every row (less the dropped ones) was seen."""
+        """Number of batches of an epoch, in which every row (except dropped rows) is visited once."""
         return self.num_rows // self.batch_size if self.drop_last else -(-self.num_rows // self.batch_size)
 
     def next(self) -> LongArray:
-        """Row indices of the next batch: [batch_size], shorter at the end of an epoch without `wrap` or `drop_last`."""
+        """Return the row indices of the next batch: [batch_size], fewer in the last batch of an epoch.
+
+        With `wrap` or `drop_last` every batch has batch_size rows.
+        """
         if self.wrap:
             batch = self._rows(self.num_batches * self.batch_size, self.batch_size)
         else:
@@ -54,14 +57,14 @@ class Sampler:
         return batch
 
     def state(self) -> dict[str, int]:
-        """The position and what it is a position in; JSON-able."""
+        """Return the position and the settings that it is valid for, ready for JSON."""
         return self._identity() | {"num_batches": self.num_batches}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken.
+        """Continue from a saved state.
 
         Raises:
-            UserError: the state is of another dataset size, batch size, seed or mode.
+            UserError: the state belongs to another dataset size, batch size, seed or mode.
         """
         for name, value in self._identity().items():
             if state[name] != value:
@@ -75,7 +78,7 @@ class Sampler:
         return {name: int(getattr(self, name)) for name in ("num_rows", "batch_size", "seed", "drop_last", "wrap")}
 
     def _rows(self, start: int, count: int) -> LongArray:
-        """Rows `start .. start + count` of all epochs laid end to end."""
+        """Return `count` row indices from position `start` of all epochs laid end to end."""
         first, offset = divmod(start, self.num_rows)
         last = (start + count - 1) // self.num_rows
         return np.concatenate([self._epoch(e) for e in range(first, last + 1)])[offset : offset + count]

@@ -1,4 +1,4 @@
-"""Where rows come from: JSONL, Parquet, `datasets` folders and the hub, each row with a place to point at."""
+"""Reading of rows from JSONL, Parquet, `datasets` folders and the hub; each row knows its place for error messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows and where each of them stands, for error messages.
+    """Rows of a dataset, with the place of each row for error messages.
 
     >>> rows = Rows([{"prompt": "a"}, {"prompt": "b"}], "train.jsonl:", [1, 3])
     >>> rows.place(1)
@@ -40,20 +40,21 @@ class Rows:
         return self.rows[row]
 
     def place(self, row: int) -> str:
+        """Return the place of a row, e.g. `train.jsonl:3`."""
         return f"{self.prefix}{self.numbers[row]}"
 
     def placed(self) -> Iterator[tuple[str, Row]]:
-        """Every row behind its place."""
+        """Return an iterator of (place, row)."""
         return ((self.place(i), row) for i, row in enumerate(self.rows))
 
 
 def read_rows(config: DataConfig) -> Rows:
     """Read the rows of a dataset, with its columns renamed by `config.columns`.
 
-    `task:` and `run:` paths must have been resolved to a file before.
+    The caller must first resolve `task:` and `run:` paths to files.
 
     Raises:
-        DataError: nothing there, unreadable, no such split or column, or no rows at all.
+        DataError: the dataset does not exist or is unreadable, has no such split or column, or has no rows.
     """
     path = Path(config.path).expanduser()
     if path.is_dir():
@@ -82,7 +83,7 @@ def _read_file(path: Path, max_rows: int | None) -> Rows:
 def _read_jsonl(path: Path, max_rows: int | None) -> Rows:
     rows: list[Row] = []
     numbers: list[int] = []
-    with path.open("rb") as lines:  # bytes: only \n ends a line, and json reports bad UTF-8 with its line
+    with path.open("rb") as lines:  # bytes: only \n ends a line, and bad UTF-8 is reported with its line
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -92,7 +93,7 @@ def _read_jsonl(path: Path, max_rows: int | None) -> Rows:
                 raise DataError(f"{path}:{number}: not valid JSON: {folded(e)}; fix or remove the line") from None
             if not isinstance(row, dict):
                 kind = type(row).__name__
-                raise DataError(f"{path}:{number}: a {kind}, not an object; write one {{...}} object a line")
+                raise DataError(f"{path}:{number}: a {kind}, not an object; write one {{...}} object per line")
             rows.append(row)
             numbers.append(number)
             if len(rows) == max_rows:
@@ -128,7 +129,7 @@ def _from_disk(path: Path, prefix: str, config: DataConfig) -> Rows:
 
     try:
         dataset = datasets.Dataset.load_from_disk(str(path))
-    except Exception as e:  # whatever is wrong inside the folder, its files are the user's to mend
+    except Exception as e:  # anything wrong inside the folder is for the user to fix
         raise DataError(f"{path}: cannot load the saved dataset: {folded(e)}; save it again") from e
     return _from_dataset(dataset, prefix, config.max_rows)
 
@@ -152,16 +153,16 @@ def _from_dataset(dataset: datasets.Dataset, prefix: str, max_rows: int | None) 
 def _rename(rows: Rows, config: DataConfig) -> Rows:
     if not config.columns:
         return rows
-    found = list(dict.fromkeys(column for row in rows.rows for column in row))
-    for expected, theirs in config.columns.items():
-        if theirs not in found:
-            near = difflib.get_close_matches(theirs, found, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"found: {', '.join(found)}"
-            raise DataError(f"{config.path}: data.columns.{expected}: no column {theirs!r}; {hint}")
+    names = list(dict.fromkeys(column for row in rows.rows for column in row))
+    for expected, actual in config.columns.items():
+        if actual not in names:
+            near = difflib.get_close_matches(actual, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"found: {', '.join(names)}"
+            raise DataError(f"{config.path}: data.columns.{expected}: no column {actual!r}; {hint}")
     replaced = {*config.columns, *config.columns.values()}
 
     def renamed(row: Row) -> Row:
         kept = {column: value for column, value in row.items() if column not in replaced}
-        return kept | {expected: row[theirs] for expected, theirs in config.columns.items() if theirs in row}
+        return kept | {expected: row[actual] for expected, actual in config.columns.items() if actual in row}
 
     return replace(rows, rows=[renamed(row) for row in rows.rows])

@@ -1,7 +1,7 @@
-"""Texts -> token ids, once. Masks follow from the lengths of the parts, never from token ids (pad may equal eos).
+"""Tokenisation. Masks follow from the lengths of the parts, never from token ids (pad may equal eos).
 
-Parts are tokenised apart, so no token merges across the border of prompt and completion, and the tokens a policy is
-asked to continue are the very tokens it learned after.
+Parts are tokenised separately, so that no token spans the end of the prompt and the beginning of the completion:
+a policy samples after exactly the prompt tokens that it was trained on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 def tokenise_examples(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], places: Sequence[str]
 ) -> list[TokenRow]:
-    """One row an example; `places` name them in errors."""
+    """Tokenise examples, one row for each; `places` name them in errors.
+
+    Raises:
+        DataError: the tokenizer has no chat template or no eos, or makes no tokens of a text.
+    """
     parts = [_parts(tokenizer, example, place) for example, place in zip(examples, places, strict=True)]
     standard = [isinstance(example, Text) for example in examples]
     ended = [isinstance(example, Text) and example.finished for example in examples]
@@ -37,10 +41,16 @@ def tokenise(
     ended: Sequence[bool],
     places: Sequence[str],
 ) -> list[TokenRow]:
-    """Tokenise the parts of all rows and join them.
+    """Tokenise the parts of every row and join them.
 
-    Standard rows get the tokenizer's bos before and ended rows one eos behind, unless the text brings its own; a chat
-    template has written its own.
+    Args:
+        rows: parts of each row, in order.
+        standard: True for a row that begins with the tokenizer's bos (added unless the text has it); conversations have
+            the special tokens of their chat template.
+        ended: True for a row that ends with eos (added unless the text has it).
+        places: name of each row in errors.
+    Raises:
+        DataError: the tokenizer has no eos or makes no tokens of a text, or a row is too short to learn from.
     """
     texts = [text for parts in rows for text, _ in parts]
     encoded = _encode_all(tokenizer, texts)
@@ -51,7 +61,7 @@ def tokenise(
         pieces = [next(encoded) for _ in parts]
         for (text, _), ids in zip(parts, pieces, strict=True):
             if not ids and (text.strip() or not is_ended):
-                raise DataError(f"{place}: the tokenizer makes no tokens of {text[:40]!r}; check model.tokenizer")
+                raise DataError(f"{place}: the tokenizer makes no tokens from {text[:40]!r}; check model.tokenizer")
         if is_ended:
             pieces[-1] = _with_eos(tokenizer, pieces[-1], place)
         start = bos if is_standard and pieces[0][: len(bos)] != bos else []
@@ -62,7 +72,7 @@ def tokenise(
         mask[0] = False  # nothing precedes it
         if parts[-1][1] and True not in mask:
             raise DataError(
-                f"{place}: the row is one token long, and nothing precedes it to learn it from; remove the row"
+                f"{place}: the row is a single token, and no token precedes it to predict it from; remove the row"
             )
         out.append(_token_row(tokens, mask, num_bos=len(bos) if is_standard else 0))
     return out
@@ -79,8 +89,8 @@ def _parts(tokenizer: PreTrainedTokenizerBase, example: Example, place: str) -> 
     eos = cast("str | None", tokenizer.eos_token)
     if not eos or not text.endswith(eos):
         raise DataError(
-            f"{place}: the row is not finished, but the chat template ends the turn with something else than eos, so "
-            "where it was cut cannot be told; write prompt and completion as text"
+            f"{place}: the row is not finished, but the chat template does not end the turn with eos, so the end of "
+            "the cut text cannot be located; write prompt and completion as text"
         )
     return [*before, (text.removesuffix(eos), learned)]
 
@@ -90,7 +100,7 @@ def _with_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int], place: str) ->
     if eos is None:
         raise DataError(
             f"{place}: tokenizer {tokenizer.name_or_path!r} has no eos token; set its eos_token, or mark completions "
-            "that are to have none with finished: false"
+            "without an eos with finished: false"
         )
     return ids if ids and ids[-1] == eos else [*ids, eos]
 
@@ -101,17 +111,17 @@ def _token_row(tokens: list[int], mask: list[bool], num_bos: int) -> TokenRow:
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The special tokens that the tokenizer puts before a text; those it puts behind (some add eos) are left."""
+    """Return the special tokens that the tokenizer puts before a text; those after it (some add eos) are ignored."""
     [bare], [full] = (_encode(tokenizer, [text], special=special) for special in (False, True))
     for at in range(len(full) - len(bare) + 1):
         if full[at : at + len(bare)] == bare:
             return full[:at]
     name = tokenizer.name_or_path
-    raise DataError(f"tokenizer {name!r}: it tokenises text differently beside special tokens; use another tokenizer")
+    raise DataError(f"tokenizer {name!r}: text next to special tokens is tokenised differently; use another tokenizer")
 
 
 def _encode_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
-    """Ids of each text, some thousand texts a call: calls are fast, and their offsets and strings do not pile up."""
+    """Yield the ids of each text, 4096 texts a call, so that calls are fast and their results stay small."""
     for at in range(0, len(texts), 4096):
         yield from _encode(tokenizer, texts[at : at + 4096], special=False)
 

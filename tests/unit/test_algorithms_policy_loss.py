@@ -241,11 +241,11 @@ def test_policy_gradient_is_that_of_the_expected_score(baseline: float):
     torch.testing.assert_close(expected_gradient(advantages=SCORES - baseline), exact, atol=1e-12, rtol=0)
 
 
-def test_importance_mends_samples_of_another_distribution():
+def test_importance_corrects_samples_of_another_distribution():
     exact = exact_gradient(lambda logprobs: -(logprobs.exp() * SCORES).sum())
     engine = REF_LOGPROBS.exp()
-    mended = expected_gradient(engine, advantages=SCORES, importance=LOGITS.softmax(0) / engine)
-    torch.testing.assert_close(mended, exact, atol=1e-12, rtol=0)
+    corrected = expected_gradient(engine, advantages=SCORES, importance=LOGITS.softmax(0) / engine)
+    torch.testing.assert_close(corrected, exact, atol=1e-12, rtol=0)
     assert not torch.allclose(expected_gradient(engine, advantages=SCORES), exact)
 
 

@@ -182,9 +182,9 @@ def test_dpo_at_the_reference_is_chance():
     ("settings", "problem"),
     [
         ({"label_smoothing": 0.5}, r"label_smoothing is 0.5; it must be in \[0, 0.5\)"),
-        ({"label_smoothing": 0.1, "loss": "ipo"}, "which ipo does not read"),
-        ({"label_smoothing": 0.1, "loss": "hinge"}, "which hinge does not read"),
-        ({"chosen_probability": tensor(0.5, 0.5), "loss": "robust"}, "which robust does not read"),
+        ({"label_smoothing": 0.1, "loss": "ipo"}, "loss ipo does not use it"),
+        ({"label_smoothing": 0.1, "loss": "hinge"}, "loss hinge does not use it"),
+        ({"chosen_probability": tensor(0.5, 0.5), "loss": "robust"}, "loss robust does not use it"),
         ({"chosen_probability": tensor(0.5, -0.5)}, r"values outside \[0, 1\]"),
         ({"chosen_probability": tensor(0.5, 1.5)}, r"values outside \[0, 1\]"),
         ({"chosen_probability": tensor(0.5, math.nan)}, r"values outside \[0, 1\]"),

@@ -94,11 +94,15 @@ LABELLED = json.dumps({"prompt": "a film", "completion": " good .", "label": Tru
         (None, "sft", r"data\.path: no such file or folder: rows\.jsonl \(run r\); check the path .*"),
         (f"{ROW}\n{{\n", "sft", r"rows\.jsonl:2: not valid JSON: .*; fix or remove the line"),
         (f"{ROW}\n", "dpo", r"rows\.jsonl:1: no column 'chosen' \(found: text\); pairs need chosen \+ rejected.*"),
-        (f"{LABELLED}\n", "dpo", r"rows\.jsonl:1: a completion with a label is no pair; set algorithm\.name: kto, .*"),
+        (
+            f"{LABELLED}\n",
+            "dpo",
+            r"rows\.jsonl:1: a completion with a label is not a pair; set algorithm\.name: kto, .*",
+        ),
         (
             f"{LABELLED}\n{LABELLED}\n",
             "kto",
-            r"rows\.jsonl: 2 rows are labelled good and 0 bad, .*; give bad ones too, .*",
+            r"rows\.jsonl: 2 rows are labelled good and 0 bad, .*; add bad rows, .*",
         ),
         ("\n\n", "sft", r"rows\.jsonl: the dataset has no rows; check data\.path and data\.split"),
         (

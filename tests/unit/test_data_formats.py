@@ -88,14 +88,14 @@ def test_a_tool_call_needs_no_content():
     [
         (prompt_of, {"promt": "x"}, "no column 'prompt' (found: promt); prompts need prompt (text or messages); did you "
          "mean promt? Set data.columns: {prompt: promt}"),
-        (prompt_of, {"zzz": "x"}, "name yours under data.columns, e.g. {prompt: YOUR_COLUMN}"),
+        (prompt_of, {"zzz": "x"}, "name your column under data.columns, e.g. {prompt: YOUR_COLUMN}"),
         (prompt_of, {}, "(found: nothing)"),
         (prompt_of, {"prompt": None}, "prompt is null"),
         (prompt_of, {"prompt": 3}, "prompt must be text or a list of messages, not int"),
         (prompt_of, {"prompt": "  "}, "prompt is empty"),
         (prompt_of, {"prompt": []}, "prompt is empty"),
-        (prompt_of, {"prompt": ["Hi"]}, "prompt[0] is no message (found: str); it needs role and content"),
-        (prompt_of, {"prompt": [{"from": "human", "value": "Hi"}]}, "prompt[0] is no message (found: from, value)"),
+        (prompt_of, {"prompt": ["Hi"]}, "prompt[0] is not a message (found: str); it needs role and content"),
+        (prompt_of, {"prompt": [{"from": "human", "value": "Hi"}]}, "prompt[0] is not a message (found: from, value)"),
         (prompt_of, {"prompt": [{"role": "user"}]}, "prompt[0].content must be text, not NoneType"),
         (prompt_of, {"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "prompt[0].content must be text, not list"),
         (prompt_of, {"prompt": [USER, GOOD]}, "prompt ends with an assistant message"),

@@ -70,7 +70,7 @@ def test_a_pair_is_a_good_and_a_bad_row():
     [
         (row("q", "a", None), "labelled rows need prompt + completion + label"),
         ({"prompt": "q", "completion": "a", "labels": True}, "Set data.columns: {label: labels}"),
-        (row("q", "a", "true"), "label must be true or false (or 1 or 0), not 'true'; mend the row"),
+        (row("q", "a", "true"), "label must be true or false (or 1 or 0), not 'true'; fix the row"),
         (row("q", "a", 0.5), "label must be true or false"),
         (row("q", "", True), "completion is empty"),
         (row("q", "a", True, finished="no"), "finished must be true or false, not 'no'"),
@@ -87,8 +87,8 @@ def test_a_bad_row_is_one_line_with_its_place(bad, words):
     assert "\n" not in message
 
 
-def test_a_labelled_row_is_no_pair(tmp_path):
-    with pytest.raises(DataError, match=r"^rows\.jsonl:7: .* no pair; set algorithm\.name: kto, .*"):
+def test_a_labelled_row_is_not_a_pair(tmp_path):
+    with pytest.raises(DataError, match=r"^rows\.jsonl:7: .* not a pair; set algorithm\.name: kto, .*"):
         pair_of(row("q", "a", True), AT)
     data = config(tmp_path, row("w2", "w3", True))
     with pytest.raises(DataError, match=r"rows\.jsonl:1: .*algorithm\.name: kto"):
@@ -140,8 +140,8 @@ def test_long_rows_are_dropped_with_their_labels(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ([1, 1, 1], r"rows\.jsonl: 3 rows are labelled good and 0 bad, .*; give bad ones too, .* algorithm\.name: sft"),
-        ([0, 0], r"rows\.jsonl: 0 rows are labelled good and 2 bad, .*; give good ones too"),
+        ([1, 1, 1], r"rows\.jsonl: 3 rows are labelled good and 0 bad, .*; add bad rows, .* algorithm\.name: sft"),
+        ([0, 0], r"rows\.jsonl: 0 rows are labelled good and 2 bad, .*; add good rows"),
     ],
 )
 def test_one_label_only_is_refused(tmp_path, labels, words):
@@ -170,7 +170,7 @@ def test_margins_are_read_when_asked_for(tmp_path, caplog):
     [
         ({}, r"rows\.jsonl:2: no margin \(found: prompt, chosen, rejected\); .*algorithm\.margin: false"),
         ({"margin": None}, r"rows\.jsonl:2: no margin"),
-        ({"margin": "2"}, r"rows\.jsonl:2: margin must be a number, not '2'; mend the row"),
+        ({"margin": "2"}, r"rows\.jsonl:2: margin must be a number, not '2'; fix the row"),
         ({"margin": True}, r"margin must be a number, not True"),
         ({"margin": float("nan")}, r"margin must be a number, not nan"),
     ],

@@ -274,11 +274,11 @@ TALK = {"messages": [user("q1"), assistant("a1"), user("q2"), assistant("a2")]}
     ("row", "tok", "words"),
     [
         (TALK, tokenizer(), "has no chat template; set model.tokenizer"),
-        (TALK, tokenizer(template=FORGETFUL), "the chat template rewrites history at message 1"),
+        (TALK, tokenizer(template=FORGETFUL), "the chat template rewrites earlier messages at message 1"),
         ({"messages": [{"role": "system", "content": "s"}, assistant("a")]}, tokenizer(template=REFUSING),
-         "the chat template refuses the messages: only user; mend their roles"),
+         "the chat template refuses the messages: only user; fix their roles"),
         (SHORT, tokenizer(eos=None), "has no eos token; set its eos_token"),
-        ({"text": "<eos>"}, tokenizer(), "one token long"),
+        ({"text": "<eos>"}, tokenizer(), "a single token"),
         ({"prompt": "x"}, tokenizer(), "sequences need text, or messages, or prompt + completion"),
     ],
 )  # fmt: skip
@@ -295,5 +295,5 @@ def test_a_row_the_tokenizer_cannot_take_is_one_line_with_its_place(tmp_path, ro
 def test_a_text_without_tokens_is_refused(tmp_path):
     small = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))  # leaves out what it does not know
     tok = PreTrainedTokenizerFast(tokenizer_object=small, eos_token="<eos>")
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: the tokenizer makes no tokens of 'xyz'"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the tokenizer makes no tokens from 'xyz'"):
         load_prompts(config(tmp_path, {"prompt": "xyz"}), tok, 10)

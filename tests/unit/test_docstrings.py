@@ -21,15 +21,12 @@ ROOT = Path(__file__).parents[next(i for i, p in enumerate(Path(__file__).parent
 PENDING: tuple[str, ...] = (
     *(f"docs/{page}.md" for page in ("cluster", "compare", "exact", "metrics", "plan", "sweeps")),
     "raylign/actors/",
-    "raylign/algorithms/",
     "raylign/cli.py",
     "raylign/cluster/",
     "raylign/compare/",
     "raylign/config/",
     "raylign/controllers/",
-    "raylign/data/",
     "raylign/doctor/",
-    "raylign/errors.py",
     "raylign/learners/",
     "raylign/models/",
     "raylign/planning/",
@@ -38,8 +35,6 @@ PENDING: tuple[str, ...] = (
     "raylign/tasks/",
     "raylign/tracking/",
     "raylign/tuning/",
-    "raylign/types.py",
-    "raylign/user_code.py",
 )
 
 # First words that leave a fragment without its subject. Modules may begin so: their subject is the file.

@@ -113,8 +113,12 @@ def without_reward(tree: dict) -> dict:
         (PPO, ["algorithm.name=ppo"], "override 'algorithm.name=ppo': generate is always collect; leave it out, .*"),
         (PPO, ["algorithm={name: dpo}"], "override 'algorithm={name: dpo}': generate is always collect; .*"),
         (PPO, ["--out", "rows.csv"], ".*/rows.csv: cannot write .csv; name a .jsonl or .parquet"),
-        (PPO, ["--out", "taken.jsonl"], ".*/taken.jsonl: the file exists, and is not overwritten; .*, or name another"),
-        (PPO, ["--out", "taken.jsonl", "--resume"], ".*/taken.jsonl: the file exists, and is not overwritten; .*"),
+        (
+            PPO,
+            ["--out", "taken.jsonl"],
+            ".*/taken.jsonl: the file exists and is not overwritten; .*, or name another file",
+        ),
+        (PPO, ["--out", "taken.jsonl", "--resume"], ".*/taken.jsonl: the file exists and is not overwritten; .*"),
         (
             PPO,
             ["--out", "taken.jsonl/x.jsonl"],
@@ -169,7 +173,7 @@ def test_rows_are_written_whole_into_new_folders_and_once(tmp_path, source, name
     export_rows(source, target)
     assert (target.stat().st_ino, target.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     source.write_text('{"prompt": "else"}\n')
-    with pytest.raises(UserError, match="the file exists, and is not overwritten"):
+    with pytest.raises(UserError, match="the file exists and is not overwritten"):
         export_rows(source, target)
     assert rows_of(target) == ROWS
 
@@ -183,7 +187,7 @@ def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(UserError, match="locked may not be written; name another place"):
+    with pytest.raises(UserError, match="locked is not writable; name another place"):
         check_target(tmp_path / "locked" / "new" / "rows.jsonl")
 
 
