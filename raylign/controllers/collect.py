@@ -37,7 +37,7 @@ def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef
     # step would give the same completions twice.
     sampler = Sampler(num_prompts, _batch_size(algorithm), run.config.seed)
     keeper = Keeper(run, roles)
-    run.view.phase("sampling")
+    run.view.status("sampling")
     kept: list[Row] = []
     step, last_useful = 0, 0
     while not _enough(algorithm, len(kept), step, sampler.batches_per_epoch):

@@ -52,7 +52,7 @@ def evaluate(
     assert config.evaluation
     size, keep = config.evaluation.batch_size, config.evaluation.keep_samples
     judge = roles["evaluator"] if "evaluator" in roles else roles["reward"]
-    run.view.phase(f"evaluating {label}")
+    run.view.status(f"evaluating {label}")
 
     def submit() -> list[ObjectRef]:
         parts = []

@@ -41,7 +41,7 @@ class OfflineLoop:
 
     def accuracy(self, held_out: ObjectRef) -> dict[str, Any]:
         """Share of held-out pairs that the reward model orders as the labels do."""
-        self.run.view.phase("evaluating")
+        self.run.view.status("evaluating")
         with self.run.stage("evaluate"):
             policy, split = self.roles["policy"], self.run.config.learner.sharding.splits_model
             ref = policy.submit_collective("evaluate", held_out) if split else policy.head.evaluate.remote(held_out)
@@ -95,7 +95,7 @@ def reference_logprobs(
         data: `rows` in the object store.
     """
     firsts = range(0, len(rows), _REFERENCE_ROWS)
-    run.view.phase("scoring the dataset with the reference")
+    run.view.status("scoring the dataset with the reference")
     with run.stage("reference"):
         parts = run.waiter.fetch(
             [

@@ -102,7 +102,7 @@ def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | No
     roles = kept if isinstance(kept, Roles) else _place(run, pool, resources)
     roles.since = since
     try:
-        run.view.phase("starting " + ", ".join(names))
+        run.view.status("starting " + ", ".join(names))
         with run.stage("start"):
             for name, (kind, shell, build) in made.items():
                 if kept is None:
@@ -118,7 +118,7 @@ def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | No
 
 
 def _place(run: Run, pool: ActorPool | None, resources: dict[str, tuple[RoleResources, int]]) -> Roles:
-    run.view.phase("placing actors")
+    run.view.status("placing actors")
     if run.pool:
         run.pool.close()  # what it keeps holds resources
     needed = {name: of_role for name, (of_role, _) in resources.items()}

@@ -52,7 +52,7 @@ def online(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Com
             loop.restore(commit.step, commit.state)
         loop.sync()
         scores.need("before", lambda: loop.evaluate(held, scores.num_prompts, "before"))
-        run.view.phase("training")
+        run.view.status("training")
         loop.train(held if held_out is not None else None, scores.num_prompts)
         scores.need("after", lambda: loop.evaluate(held, scores.num_prompts, "after"))
         note_use(run, roles)
@@ -89,7 +89,7 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
                 loop.restore(commit.step, commit.state)
             if judges_itself:
                 scores.need("before", lambda: loop.accuracy(held))
-            run.view.phase("training")
+            run.view.status("training")
             loop.train()
             if judges_itself:
                 scores.need("after", lambda: loop.accuracy(held))

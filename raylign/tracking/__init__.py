@@ -1,4 +1,4 @@
-"""What a run tells while it runs: metrics to files and services, and a live view in the terminal.
+"""Metrics of a run in files and services, and its progress in the terminal.
 
 Imports neither ray nor torch; W&B and TensorBoard are imported only by a run that asks for them.
 """
@@ -7,7 +7,8 @@ from raylign.tracking.console import progress_console
 from raylign.tracking.jsonl import read_metrics
 from raylign.tracking.live import LiveView
 from raylign.tracking.progress import format_clock
-from raylign.tracking.tracker import Sink, Tracker
+from raylign.tracking.sink import Sink, TrackedRun
+from raylign.tracking.tracker import Tracker
 from raylign.tracking.view import NullView, PlainView, View, make_view
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "NullView",
     "PlainView",
     "Sink",
+    "TrackedRun",
     "Tracker",
     "View",
     "format_clock",

@@ -1,4 +1,4 @@
-"""The console that progress is written to: stderr, so that stdout stays free for results."""
+"""The console for progress: stderr, so that stdout stays free for results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 
 
 class _Lossy:
-    """A stream that swallows writes once its reader is gone: `raylign run ... 2>&1 | head` must not end the run."""
+    """A stream that ignores writes once its reader is gone: `raylign run ... 2>&1 | head` must not end the run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -35,7 +35,7 @@ class _Lossy:
 
 
 def progress_console(stream: TextIO | None = None, **options: Any) -> Console:
-    """A rich console over `stream` (stderr by default) that outlives its reader; `options` go to rich."""
+    """Return a rich console over `stream` (stderr by default) that outlives its reader; rich gets the `options`."""
     if stream is None:
         stream = cast(TextIO | None, sys.stderr)
     if stream is None:  # Python has no stderr where the shell closed it (`2>&-`), as some daemons do

@@ -12,20 +12,26 @@ from typing import Any
 
 from raylign.errors import DataError
 from raylign.files import replacing
+from raylign.tracking.sink import Sink
 
 
-class JsonlSink:
-    """Appends `{"step": 3, "time": 12.5, "reward/mean": 0.4}`; `time` is seconds since the run began.
+class JsonlSink(Sink):
+    """Lines like `{"step": 3, "time": 12.5, "reward/mean": 0.4}`, where `time` is seconds since the run began.
 
-    Lines of `first_step` or later are cut on opening: they were logged after the last commit, and the resumed
-    run logs those steps again. Time goes on from the last line that is kept, so hours a run was down do not count.
-    Values that are not finite are written as null, for NaN is not JSON.
+    Opening cuts lines of `first_step` or later: they were logged after the last commit, and the resumed run logs
+    those steps again. Time continues from the last line that is kept, so the hours a run was down do not count.
+    Values that are not finite are written as null, because JSON has no NaN.
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
         kept = _cut(path, first_step)
         self._began = time.monotonic() - (kept[-1]["time"] if kept else 0.0)
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
+
+    @property
+    def location(self) -> str:
+        return str(self._path)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         line: dict[str, Any] = {"step": step, "time": round(time.monotonic() - self._began, 3)}
@@ -39,9 +45,12 @@ class JsonlSink:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The steps of a metrics.jsonl in order, one dict a step: lines of the same step are merged, the later one wins.
+    """Return the steps of a metrics.jsonl in order, one dict a step; of values logged twice in a step, the last.
 
-    A last line torn by a crash is left out. Raises DataError for any other line that is not a JSON object with a step.
+    Leaves out a last line that a crash has torn.
+
+    Raises:
+        DataError: any other line is not a JSON object with a step.
     """
     steps: dict[int, dict[str, Any]] = {}
     for line in _read(path):
@@ -50,7 +59,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _cut(path: Path, first_step: int) -> list[dict[str, Any]]:
-    """Drops lines of `first_step` or later, and a torn last line; returns the rest. Atomic: old file or new file."""
+    """Drop lines of `first_step` or later and a torn last line, and return the rest. Atomic: old file or new file."""
     if not path.exists():
         return []
     kept = [line for line in _read(path) if line["step"] < first_step]

@@ -1,4 +1,4 @@
-"""The live panel: where the run is, how its main metric moves, where the time goes."""
+"""The live panel in a terminal: progress, metrics with their history, and seconds of each section of a step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NARROW = 60
 
 
 class LiveView:
-    """Redraws itself four times a second from its own thread, so elapsed time moves while the run waits.
+    """A panel that redraws itself four times a second in its own thread, so that its clock runs while the run waits.
 
     Notes, and whatever the program prints, scroll by above the panel.
     """
@@ -50,8 +50,8 @@ class LiveView:
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         self._progress.update(step, metrics)
 
-    def phase(self, text: str) -> None:
-        self._progress.begin_phase(text)
+    def status(self, text: str) -> None:
+        self._progress.set_status(text)
 
     def note(self, text: str) -> None:
         self._console.print(Text.assemble(("• ", ACCENT), text))
@@ -59,7 +59,7 @@ class LiveView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(options.max_width, MAX_WIDTH)
         progress, inner = self._progress, width - 4
-        parts: list[RenderableType] = [self._status(), _bar(progress)]
+        parts: list[RenderableType] = [self._head(), _bar(progress)]
         if progress.metrics:
             parts += [Text(), self._body(inner)]
         yield Panel(
@@ -72,7 +72,7 @@ class LiveView:
             width=width,
         )
 
-    def _status(self) -> RenderableType:
+    def _head(self) -> RenderableType:
         row = Table.grid(expand=True)
         row.add_column(width=2)
         row.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
@@ -81,20 +81,20 @@ class LiveView:
         if self._ending is not None:
             row.add_row("", self._ending, "")
         else:
-            phase = Text.assemble(self._progress.phase, (f"  {format_clock(self._progress.phase_elapsed)}", "dim"))
-            row.add_row(self._spinner, phase, total)
+            status = Text.assemble(self._progress.status, (f"  {format_clock(self._progress.status_elapsed)}", "dim"))
+            row.add_row(self._spinner, status, total)
         return row
 
     def _body(self, width: int) -> RenderableType:
         # Half the panel for metrics, half for time; on a narrow terminal the metrics alone.
-        if width < NARROW or not self._progress.stages:
+        if width < NARROW or not self._progress.sections:
             return _metrics(self._progress, width)
         row = Table.grid(padding=(0, 0))
         left = width * 6 // 11
         row.add_column(width=left)
         row.add_column(width=4)
         row.add_column(width=width - left - 4)
-        row.add_row(_metrics(self._progress, left), "", _stages(self._progress))
+        row.add_row(_metrics(self._progress, left), "", _sections(self._progress))
         return row
 
 
@@ -132,16 +132,16 @@ def _metrics(progress: Progress, width: int) -> Table:
     return table
 
 
-def _stages(progress: Progress) -> Table:
-    """Seconds of the last step by stage, each with its share of the step as a bar."""
+def _sections(progress: Progress) -> Table:
+    """Return the seconds of the last step by section, with a bar for each section's share of the step."""
     table = Table.grid(padding=(0, 1, 0, 0), expand=True)
     table.add_column(width=13, no_wrap=True)
     table.add_column(width=7, justify="right", no_wrap=True)
     table.add_column(ratio=1)
-    stages = progress.stages
-    whole = progress.metrics.get("time/step", sum(seconds for _, seconds in stages))
+    sections = progress.sections
+    whole = progress.metrics.get("time/step", sum(seconds for _, seconds in sections))
     table.add_row(Text("time per step", style="bold"), Text(format_seconds(whole), style="bold"), "")
-    for name, seconds in stages:
+    for name, seconds in sections:
         share = ProgressBar(total=max(whole, 1e-9), completed=seconds, complete_style=ACCENT, finished_style=ACCENT)
         table.add_row(Text(name.replace("_", " "), style="dim"), format_seconds(seconds), share)
     idle = progress.metrics.get("time/idle_fraction")

@@ -1,4 +1,4 @@
-"""How far a run is and how it does, as numbers and short strings; the views only draw it."""
+"""Progress and metrics of a run as numbers and short strings, which the views draw."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-# The first of these that a run reports is its main metric: (metric, label, decimals).
+# The first of these that a run reports is its main metric: (metric, label).
 MAIN_METRICS = (
     ("reward/mean", "reward"),
     ("dpo/accuracy", "accuracy"),
@@ -37,8 +37,8 @@ SIDE_METRICS = (
     ("optimizer/lr", "lr"),
     ("collect/score", "score"),
 )
-# Parts of a step in the order they happen; what else reports time/* follows them.
-STAGES = (
+# Sections of a step in the order they happen; other time/* metrics follow them.
+SECTIONS = (
     "generate",
     "score",
     "logprobs",
@@ -54,7 +54,7 @@ ETA_WINDOW = 20
 
 
 class Progress:
-    """The state behind a view. `clock` is monotonic seconds."""
+    """State that a view draws. `clock` returns monotonic seconds."""
 
     def __init__(self, title: str, total_steps: int, first_step: int = 0, clock: Callable[[], float] = time.monotonic):
         self.title = title
@@ -62,13 +62,13 @@ class Progress:
         self.step = first_step
         self.metrics: dict[str, float] = {}
         self.history: dict[str, list[float]] = {}
-        self.phase = "starting"
+        self.status = "starting"
         self._clock = clock
-        self._began = self._phase_began = clock()
+        self._began = self._status_began = clock()
         self._finished: deque[tuple[float, int]] = deque(maxlen=ETA_WINDOW)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """`step` steps are done; metrics of earlier steps stay until they are reported again."""
+        """Record that `step` steps are done; metrics of earlier steps stay until they are reported again."""
         self.step = step
         # A new dict: the drawing thread may be reading the old one.
         self.metrics = {**self.metrics, **metrics}
@@ -78,25 +78,25 @@ class Progress:
         if not self._finished or step > self._finished[-1][1]:
             self._finished.append((self._clock(), step))
 
-    def begin_phase(self, text: str) -> None:
-        self.phase = text
-        self._phase_began = self._clock()
+    def set_status(self, text: str) -> None:
+        self.status = text
+        self._status_began = self._clock()
 
     @property
     def elapsed(self) -> float:
         return self._clock() - self._began
 
     @property
-    def phase_elapsed(self) -> float:
-        return self._clock() - self._phase_began
+    def status_elapsed(self) -> float:
+        return self._clock() - self._status_began
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the last step at the pace of the last steps, None before there is a pace."""
+        """Seconds to the last step at the pace of recent steps, None before the first step."""
         if not self._finished:
             return None
         (began, first), (ended, last) = self._finished[0], self._finished[-1]
-        # After one step its own time is the best guess; the start-up before it is not part of the pace.
+        # After one step its own time is the best guess; the start-up before the step is not part of the pace.
         pace = (ended - began) / (last - first) if last > first else self.metrics.get("time/step")
         if pace is None or not math.isfinite(pace):
             return None
@@ -116,22 +116,22 @@ class Progress:
         return [row for row in SIDE_METRICS if row[0] in self.metrics]
 
     @property
-    def stages(self) -> list[tuple[str, float]]:
-        """(stage, seconds in the last step); stages may overlap, so they need not add up to the step."""
+    def sections(self) -> list[tuple[str, float]]:
+        """(section, its seconds in the last step); sections may overlap, so they need not add up to the step."""
         times = {name.removeprefix("time/"): value for name, value in self.metrics.items() if name.startswith("time/")}
-        others = [name for name in times if name not in STAGES and name not in ("step", "idle_fraction")]
-        return [(name, times[name]) for name in (*STAGES, *others) if math.isfinite(times.get(name, math.nan))]
+        others = [name for name in times if name not in SECTIONS and name not in ("step", "idle_fraction")]
+        return [(name, times[name]) for name in (*SECTIONS, *others) if math.isfinite(times.get(name, math.nan))]
 
 
 def format_seconds(seconds: float) -> str:
-    """14 ms, 8.1 s, 1:20, 2:03:00, 3d 04h."""
+    """Format a duration: 14 ms, 8.1 s, 1:20, 2:03:00, 3d 04h."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.1f} s" if seconds < 59.95 else format_clock(seconds)
 
 
 def format_clock(seconds: float) -> str:
-    """0:07, 1:20, 2:03:00, 3d 04h: whole seconds."""
+    """Format a duration in whole seconds: 0:07, 1:20, 2:03:00, 3d 04h."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 48:
@@ -140,7 +140,7 @@ def format_clock(seconds: float) -> str:
 
 
 def format_value(value: float) -> str:
-    """Three or four significant digits that keep their width while a value wanders: 0.523, 12.3, 5,123, 1.0e-06; counts as they are."""
+    """Format a metric so that its width changes little with its value: 0.523, 12.3, 5,123, 1.0e-06; counts in full."""
     if isinstance(value, int):
         return f"{value:,}"
     if not math.isfinite(value):
@@ -154,7 +154,7 @@ def format_value(value: float) -> str:
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """The whole history in at most `width` characters, each the mean of an equal share of it.
+    """Draw the whole history in at most `width` characters, each the mean of an equal share of the values.
 
     >>> sparkline([0, 1, 2, 3], 4), sparkline([0, 0, 7, 7], 2)
     ('▁▃▆█', '▁█')

@@ -1,24 +1,30 @@
-"""TensorBoard event files."""
+"""Metrics in TensorBoard event files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from tensorboardX import SummaryWriter
+
+from raylign.tracking.sink import Sink, TrackedRun
 
 FLUSH_SECONDS = 10
 
 
-class TensorboardSink:
-    """Scalars under `directory`; on resume the steps from `first_step` on of earlier files are hidden."""
+class TensorboardSink(Sink):
+    """Scalars in `tensorboard/` of the run directory; after a resume TensorBoard hides what earlier files repeat."""
 
-    def __init__(self, directory: Path, first_step: int) -> None:
-        # The writer names a file by the second it was opened in; the step keeps a quick restart off its predecessor.
-        suffix = f".{first_step:09d}"
+    def __init__(self, run: TrackedRun, enabled: bool) -> None:
+        # The writer names a file by the second it opens it. A quick restart would overwrite it without the step.
+        suffix = f".{run.first_step:09d}"
+        self._directory = str(run.folder / "tensorboard")
         self._writer = SummaryWriter(
-            str(directory), purge_step=first_step, flush_secs=FLUSH_SECONDS, filename_suffix=suffix
+            self._directory, purge_step=run.first_step, flush_secs=FLUSH_SECONDS, filename_suffix=suffix
         )
+
+    @property
+    def location(self) -> str:
+        return self._directory
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():

@@ -1,33 +1,30 @@
-"""`Tracker`: one call of `log` reaches every sink the run asked for."""
+"""`Tracker`, which passes metrics on to every sink of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from raylign.config import TrackingConfig
 from raylign.tracking.jsonl import JsonlSink
+from raylign.tracking.sink import Sink, TrackedRun, open_sinks
 
 RESERVED = frozenset({"step", "time"})
 
 
-class Sink(Protocol):
-    """Where metrics go."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def close(self, exit_code: int) -> None: ...
-
-
 class Tracker:
-    """Metrics of one run: `metrics.jsonl` always, W&B and TensorBoard where the config asks for them.
+    """Metrics of one run: always in `metrics.jsonl`, and in the sinks that the config asks for.
 
-    `run_dir` must exist. `state` is what `state()` gave at the last commit, None for a new run. `first_step` is the
-    first step that this process will log: after a commit at step 50 it is 51, and what earlier processes wrote for
-    step 51 or later is dropped, so that no step appears twice. `sinks` are told too, after the others.
-
-    Raises UserError if W&B has no credentials, DataError if an existing metrics.jsonl is damaged.
+    Args:
+        run_dir: must exist.
+        state: of `state()` at the last commit, None for a new run.
+        first_step: the first step that this process will log. After a commit at step 50 it is 51, and what earlier
+            processes wrote for step 51 or later is dropped, so that no step appears twice.
+        sinks: get the metrics too, after the others.
+    Raises:
+        UserError: a service refuses the run, e.g. W&B without credentials.
+        DataError: an existing metrics.jsonl is damaged.
     """
 
     def __init__(
@@ -42,30 +39,20 @@ class Tracker:
         sinks: Sequence[Sink] = (),
     ) -> None:
         self._last_step = first_step - 1  # an evaluation may still belong to the committed step
-        self._wandb = None
-        if config.wandb is not None:  # first, because it is the one the user may have to mend
-            from raylign.tracking.wandb_sink import WandbSink
-
-            run_id = state["wandb_run_id"] if state else None
-            self._wandb = WandbSink(run_dir, config.wandb, name, run_config, run_id)
-        self._sinks: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl", first_step)]
-        if config.tensorboard:
-            from raylign.tracking.tensorboard_sink import TensorboardSink
-
-            self._sinks.append(TensorboardSink(run_dir / "tensorboard", first_step))
-        if self._wandb is not None:
-            self._sinks.append(self._wandb)
-        self._sinks += sinks
+        run = TrackedRun(run_dir, name, run_config, state or {}, first_step)
+        self._services = open_sinks(config, run)  # first: what is wrong here, the user can fix
+        self._sinks: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl", first_step), *self._services, *sinks]
 
     @property
     def location(self) -> str | None:
-        """Page or folder of the W&B run, None without one."""
-        return self._wandb.location if self._wandb else None
+        """Page or folder of the first service that the config asks for, None without one."""
+        return next((sink.location for sink in self._services if sink.location), None)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes scalars of `step`; a step may be logged in several calls, but never an earlier one again.
+        """Write scalars of `step`; a step may be logged in several calls, but not after a later one.
 
-        Raises ValueError for a step below the last one, for a reserved name and for what is not a number.
+        Raises:
+            ValueError: a step below the last one, a reserved name, or a value that is not a number.
         """
         if step < self._last_step:
             raise ValueError(f"step {step} was logged after step {self._last_step}; steps only go up")
@@ -77,11 +64,11 @@ class Tracker:
             sink.log(step, scalars)
 
     def state(self) -> dict[str, Any]:
-        """What the next process needs to continue the same tracked run; JSON, goes into the commit's manifest."""
-        return {"wandb_run_id": self._wandb.run_id if self._wandb else None}
+        """Return what the next process needs to continue the same tracked run: JSON, for the commit's manifest."""
+        return {key: value for sink in self._sinks for key, value in sink.state().items()}
 
     def close(self, exit_code: int = 0) -> None:
-        """Flushes and closes every sink; `exit_code` other than 0 marks the run as failed."""
+        """Flush and close every sink; an `exit_code` other than 0 marks the run as failed."""
         for sink in self._sinks:
             sink.close(exit_code)
 

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees. `make_view` picks the view that fits: live, plain lines, or nothing."""
+"""Progress of a run for the person at the terminal: a live panel, plain lines, or nothing. `make_view` chooses."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ HEARTBEAT_SECONDS = 30.0
 
 
 class View(Protocol):
-    """A context manager around a run; every method returns at once and none of them fails for want of a terminal."""
+    """A context manager around a run. Every method returns at once, and none fails without a terminal."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """`step` steps are done, with these metrics."""
+        """Show that `step` steps are done, and their metrics."""
         ...
 
-    def phase(self, text: str) -> None:
-        """What the run does from now on: "placing actors", "generating", "evaluating"."""
+    def status(self, text: str) -> None:
+        """Show what the run does from now on: "placing actors", "generating", "evaluating"."""
         ...
 
     def note(self, text: str) -> None:
-        """One line that stays on the screen."""
+        """Print one line that stays on the screen."""
         ...
 
 
 class NullView:
-    """Says nothing: Tune trials, and `--quiet`."""
+    """A view that shows nothing, for Tune trials and `--quiet`."""
 
     def __enter__(self) -> Self:
         return self
@@ -45,17 +45,17 @@ class NullView:
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def phase(self, text: str) -> None: ...
+    def status(self, text: str) -> None: ...
 
     def note(self, text: str) -> None: ...
 
 
 class PlainView:
-    """Lines for logs and pipes, without control characters, one every `line_seconds` at most:
+    """Lines for logs and pipes, without control characters, at most one every `line_seconds`:
 
         step 10/100  reward 0.520  kl 1.300  tokens/s 5,123  eta 1:20
 
-    While nothing else is printed, the phase and how long it takes is, every `heartbeat_seconds`.
+    Where nothing else was printed for `heartbeat_seconds`, prints the status and how long it has lasted.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class PlainView:
             self._line(self._step_line())
             self._shown_step = step
 
-    def phase(self, text: str) -> None:
-        self._progress.begin_phase(text)
-        # Before the first step every phase is news; later they go by many times a step.
+    def status(self, text: str) -> None:
+        self._progress.set_status(text)
+        # Before the first step every status is news; later it changes many times a step.
         if not self._progress.metrics:
             self._line(f"{self._progress.title}: {text}")
 
@@ -133,7 +133,7 @@ class PlainView:
         while not self._stopped.wait(self._heartbeat_seconds / 4):
             if self._due(self._heartbeat_seconds):
                 self._line(
-                    f"{self._progress.title}: {self._progress.phase}, {format_clock(self._progress.phase_elapsed)}"
+                    f"{self._progress.title}: {self._progress.status}, {format_clock(self._progress.status_elapsed)}"
                 )
 
 
@@ -145,7 +145,7 @@ def make_view(
     first_step: int = 0,
     quiet: bool = False,
 ) -> View:
-    """LiveView on a terminal, PlainView elsewhere, NullView if `quiet`. `first_step` steps are done already."""
+    """Return a LiveView on a terminal, a PlainView elsewhere, a NullView if `quiet`; `first_step` steps are done."""
     if quiet:
         return NullView()
     from raylign.tracking.live import LiveView

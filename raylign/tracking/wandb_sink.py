@@ -1,4 +1,4 @@
-"""Weights & Biases through its own client. It may come late or die; the run goes on without it."""
+"""Metrics in Weights & Biases, through its own client. If the client fails, the run continues without it."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from wandb.sdk.lib.runid import generate_id
 
 from raylign.config import WandbConfig
 from raylign.errors import UserError, folded
+from raylign.tracking.sink import Sink, TrackedRun
+
+RUN_ID = "wandb_run_id"  # key of the state in a commit
 
 logger = logging.getLogger(__name__)
 
 
-class WandbSink:
-    """One W&B run; `run_id` of an earlier process continues that run.
+class WandbSink(Sink):
+    """One W&B run; a resumed process continues the run of the process before it.
 
     Credentials come from the environment (WANDB_API_KEY, or what `wandb login` stored), never from a config.
     Missing or refused credentials raise UserError before anything is placed. A server that does not answer within
-    `init_timeout` seconds does not stop the run: it is kept offline, to be sent later with `wandb sync`.
-    After a resume the server ignores steps that it has already; those of a resumed run are the same numbers.
+    `init_timeout` seconds does not stop the run: its metrics stay on disk, to be sent later with `wandb sync`.
+    After a resume the server ignores steps that it has already; a resumed run repeats them with the same numbers.
     """
 
     def __init__(
         self,
-        run_dir: Path,
+        run: TrackedRun,
         config: WandbConfig,
-        name: str,
-        run_config: Mapping[str, Any],
-        run_id: str | None = None,
         *,
         init_timeout: float = 60.0,
         finish_timeout: float = 60.0,
     ) -> None:
-        self.run_id = run_id or generate_id()
+        self._run_id = run.state.get(RUN_ID) or generate_id()
         self._mode = config.mode
-        wandb.setup(wandb.Settings(silent=True))  # its own messages would tear the live view
+        wandb.setup(wandb.Settings(silent=True))  # its messages would break the live view
         if config.mode != "offline":
             _require_credentials()
 
@@ -50,10 +50,10 @@ class WandbSink:
                 project=config.project,
                 entity=config.entity,
                 group=config.group,
-                name=name,
-                config=dict(run_config),
-                dir=run_dir,
-                id=self.run_id,
+                name=run.name,
+                config=dict(run.config),
+                dir=run.folder,
+                id=self._run_id,
                 resume="allow",
                 mode=mode,
                 settings=wandb.Settings(
@@ -68,7 +68,7 @@ class WandbSink:
         try:
             self._run = start(config.mode)
         except UsageError as error:
-            raise UserError(f"tracking.wandb: {folded(error)}; mend the section or remove it") from error
+            raise UserError(f"tracking.wandb: {folded(error)}; fix the section or remove it") from error
         except (CommError, TimeoutError) as error:
             if isinstance(error, AuthenticationError) or re.search(r"error 40[134]", str(error)):
                 raise UserError(
@@ -77,7 +77,7 @@ class WandbSink:
                 ) from error
             logger.warning("tracking.wandb: %s; metrics are kept offline, send them with `wandb sync`", folded(error))
             self._mode = "offline"
-            # The service holds the id of a run that it could not start; a new service, for this process, frees it.
+            # The service keeps the id of a run that it could not start; only a new service can use the id again.
             wandb.teardown()
             wandb.setup(wandb.Settings(silent=True))
             self._run = start("offline")
@@ -86,8 +86,11 @@ class WandbSink:
 
     @property
     def location(self) -> str:
-        """Where to look: the page of the run, or the folder to give to `wandb sync`."""
+        """Page of the run, or the folder to give to `wandb sync`."""
         return self._run.url or str(Path(self._run.dir).parent)
+
+    def state(self) -> dict[str, Any]:
+        return {RUN_ID: self._run_id}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         # In shared mode several writers own the server's step counter; the metric "step" is the axis everywhere.
@@ -95,11 +98,11 @@ class WandbSink:
         self._survive(lambda: self._run.log({"step": step, **metrics}, step=own_step), "log")
 
     def close(self, exit_code: int) -> None:
-        """Uploads what is left, for `finish_timeout` seconds at most."""
+        """Upload what is left, for `finish_timeout` seconds at most."""
         self._survive(lambda: self._run.finish(exit_code=exit_code), "finish")
 
     def _survive(self, action: Callable[[], object], what: str) -> None:
-        """Named recovery: a dead client costs the dashboard, not the run; metrics.jsonl has every number."""
+        """Do it; if the client fails, log a warning and send no more. metrics.jsonl has every number."""
         if not self._alive:
             return
         try:
@@ -112,11 +115,11 @@ class WandbSink:
 def _require_credentials() -> None:
     host = wandb.setup().settings.base_url
     try:
-        # Never prompts: a prompt on the head node of a cluster would wait for ever.
-        found = wbauth.authenticate_session(host=host, source="raylign", prompt=False)
+        # Never prompts: a prompt on the head node of a cluster would wait forever.
+        credentials = wbauth.authenticate_session(host=host, source="raylign", prompt=False)
     except AuthenticationError as error:
-        raise UserError(f"tracking.wandb: {folded(error)}; mend WANDB_API_KEY, or set mode: offline") from error
-    if found is None:
+        raise UserError(f"tracking.wandb: {folded(error)}; fix WANDB_API_KEY, or set mode: offline") from error
+    if credentials is None:
         raise UserError(
             f"tracking.wandb: no credentials for {host}; set WANDB_API_KEY, run `wandb login`, or set mode: offline"
         )

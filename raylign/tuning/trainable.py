@@ -23,7 +23,7 @@ Work = Callable[[RunConfig, Path, PlacementGroup, Sink], Any]
 STEP = "step"
 
 
-class TuneSink:
+class TuneSink(Sink):
     """Hands the metrics of each step to Tune, which answers when it has decided whether the trial goes on."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from rich.console import Console
@@ -22,8 +23,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from raylign.config import TrackingConfig, WandbConfig
 from raylign.errors import DataError, UserError
-from raylign.tracking import LiveView, NullView, PlainView, Tracker, make_view, progress_console, read_metrics
+from raylign.tracking import (
+    LiveView,
+    NullView,
+    PlainView,
+    Sink,
+    TrackedRun,
+    Tracker,
+    make_view,
+    progress_console,
+    read_metrics,
+)
 from raylign.tracking.progress import Progress, format_clock, format_seconds, format_value, sparkline
+from raylign.tracking.sink import SINKS
 
 PPO = {
     "reward/mean": 0.52,
@@ -242,7 +254,7 @@ class TestWandb:
 
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
-        sink = WandbSink(tmp_path, WandbConfig(project="p"), "n", {}, init_timeout=2, finish_timeout=2)
+        sink = WandbSink(TrackedRun(tmp_path, "n"), WandbConfig(project="p"), init_timeout=2, finish_timeout=2)
         sink.log(1, {"x": 1.0})
         sink.close(0)
         assert "kept offline" in caplog.text
@@ -290,7 +302,7 @@ class TestLiveView:
         view = LiveView("my-run", 100, console=console)
         for step in range(1, 11):
             view.update(step, PPO | {"reward/mean": 0.1 * step})
-        view.phase("generating")
+        view.status("generating")
         console.print(view)
         text = console.export_text()
         for part in ("my-run", "generating  0:00", "step 10/100", "reward", "1.000", "▁", "█", "kl", "1.300", "5,123"):
@@ -301,7 +313,7 @@ class TestLiveView:
     def test_speaks_before_the_first_step(self):
         console = screen(80)
         view = LiveView("my-run", 100, console=console)
-        view.phase("placing actors")
+        view.status("placing actors")
         console.print(view)
         text = console.export_text()
         assert "placing actors  0:00" in text
@@ -343,9 +355,9 @@ class TestPlainView:
     def run(self, **options) -> list[str]:
         stream = io.StringIO()
         with PlainView("my-run", 100, console=progress_console(stream, width=20), **options) as view:
-            view.phase("placing actors")
+            view.status("placing actors")
             for step in range(1, 11):
-                view.phase("generating")
+                view.status("generating")
                 view.update(step, PPO)
         text = stream.getvalue()
         assert all(char.isprintable() or char == "\n" for char in text)
@@ -365,7 +377,7 @@ class TestPlainView:
     def test_a_long_phase_shows_that_it_lives(self):
         stream = io.StringIO()
         with PlainView("my-run", 9, console=progress_console(stream), heartbeat_seconds=0.02) as view:
-            view.phase("placing actors")
+            view.status("placing actors")
             view._stopped.wait(0.3)
         assert "my-run: placing actors, 0:00" in stream.getvalue().splitlines()
 
@@ -473,3 +485,29 @@ def test_importing_tracking_is_light():
     code = "import raylign.tracking, sys; print([m for m in ('torch', 'ray', 'wandb', 'tensorboardX') if m in sys.modules])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert told.stdout.strip() == "[]"
+
+
+class TestSinks:
+    def test_every_service_of_the_config_has_a_sink(self):
+        assert list(TrackingConfig.model_fields) == list(SINKS)
+        assert all(Sink in resolve_name(path).__mro__ for path in SINKS.values())
+
+    def test_a_sink_of_ones_own_gets_the_metrics_and_keeps_state(self, tmp_path: Path):
+        class Mine(Sink):
+            def __init__(self) -> None:
+                self.seen: list = []
+
+            def log(self, step: int, metrics: Mapping[str, float]) -> None:
+                self.seen.append((step, dict(metrics)))
+
+            def state(self) -> dict:
+                return {"mine": len(self.seen)}
+
+            def close(self, exit_code: int) -> None:
+                self.seen.append(exit_code)
+
+        with Tracker(tmp_path, TrackingConfig(), "r", {}, sinks=[mine := Mine()]) as t:
+            t.log(1, {"x": 1.0})
+            assert t.state() == {"mine": 1}
+            assert t.location is None
+        assert mine.seen == [(1, {"x": 1.0}), 0]
