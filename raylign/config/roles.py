@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from raylign.config.base import Config
 from raylign.config.data import DataConfig
+from raylign.config.engines import EngineTraits, traits_of
 
 
 class SamplingConfig(Config):
@@ -63,11 +64,15 @@ class RolloutConfig(Config):
     enforce_eager: bool | None = None
     """Skip CUDA graphs and compilation; true on CPU, false on GPU if not set."""
 
+    @property
+    def engine_traits(self) -> EngineTraits:
+        return traits_of(self.engine)
+
     @model_validator(mode="after")
     def _consistent(self):
         if ":" in self.engine and not self.allow_code:
             raise ValueError(f"engine: {self.engine} is code of yours; say allow_code: true to let the run execute it")
-        if self.engine == "transformers" and self.tensor_parallel * self.pipeline_parallel > 1:
+        if self.tensor_parallel * self.pipeline_parallel > 1 and not self.engine_traits.splits_model:
             raise ValueError("tensor_parallel: only vLLM splits a model; set engine: vllm, or tensor_parallel: 1")
         return self
 

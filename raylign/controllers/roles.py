@@ -134,7 +134,7 @@ def _reusable(config: RunConfig, resources: dict[str, tuple[RoleResources, int]]
     """Whether other models can be built in these processes: not after vLLM or torch.distributed, which set up a process
     once."""
     alone = all(needed.num_actors == 1 for needed, _ in resources.values())
-    kept = config.rollout.engine == "transformers" and config.rollout.elastic is None
+    kept = config.rollout.engine_traits.reusable_in_process and config.rollout.elastic is None
     return alone and ("rollout" not in resources or kept)
 
 

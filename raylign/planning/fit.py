@@ -174,8 +174,8 @@ def _on_gpus(config: RunConfig, roles: dict[str, RoleMemory], device: Device) ->
 
 
 def _engine(config: RunConfig, roles: dict[str, RoleMemory], device: Device) -> int:
-    """vLLM takes its share, and needs it to be larger than the weights."""
-    if config.rollout.engine == "transformers":
+    """Return the memory of an engine; vLLM takes its share, which must be larger than the weights."""
+    if not config.rollout.engine_traits.reserves_memory:
         return roles["rollout"].peak
     return max(roles["rollout"].peak + GIB, int(config.rollout.gpu_memory_utilization * device.memory))
 

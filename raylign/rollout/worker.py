@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from raylign.config import LoRAConfig, RolloutConfig
 from raylign.errors import StaleEngineError, UserError
-from raylign.rollout.engine import Completion, Dtype, make_engine
+from raylign.rollout.engine import Completion, Dtype
+from raylign.rollout.factory import make_engine
 from raylign.types import LongArray, PromptSet, RolloutBatch
 
 UNSYNCED = -1

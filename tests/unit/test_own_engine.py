@@ -8,7 +8,7 @@ import pytest
 
 from raylign.config import RolloutConfig
 from raylign.errors import UserError
-from raylign.rollout.engine import make_engine
+from raylign.rollout import make_engine
 
 SOURCE = """
 class Engine:
@@ -37,7 +37,7 @@ def test_it_gets_what_the_engines_of_raylign_get(package):
 
 def test_its_code_runs_only_when_allowed(package):
     config = rollout(f"{package}:Engine").model_copy(update={"allow_code": False})  # past the config's own check
-    with pytest.raises(UserError, match=r"^rollout\.allow_code: own_engine:Engine is code of yours; set true"):
+    with pytest.raises(UserError, match=r"^rollout\.allow_code: own_engine:Engine runs your own code; set true"):
         make_engine(config.engine, "model", config, "float32")
     assert package not in sys.modules
 

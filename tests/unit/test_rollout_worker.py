@@ -1,12 +1,16 @@
 """The worker's versions, seeds and layout, over the transformers engine."""
 
+from inspect import signature
+from pkgutil import resolve_name
+
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-import raylign.rollout.engine as engine_module
+import raylign.rollout.factory as factory
 from raylign.config import RolloutConfig, SamplingConfig
+from raylign.config.engines import ENGINES, traits_of
 from raylign.errors import StaleEngineError, UserError
 from raylign.rollout import Completion, RolloutWorker, make_engine
 from raylign.rollout.transformers_engine import TransformersEngine
@@ -159,9 +163,19 @@ def test_metrics_count_and_start_over(worker):
 
 
 def test_engine_choice_follows_what_is_installed(path, monkeypatch):
-    monkeypatch.setattr(engine_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(factory, "find_spec", lambda name: None)
     engine = make_engine("auto", path, RolloutConfig(), "float32")
     assert isinstance(engine, TransformersEngine)
     engine.close()
     with pytest.raises(UserError, match=r"rollout\.engine: vllm is not installed; pip install"):
         make_engine("vllm", path, RolloutConfig(), "float32")
+
+
+def test_every_engine_of_the_table_can_be_imported():
+    parameters = {name: [*signature(resolve_name(engine.class_path)).parameters] for name, engine in ENGINES.items()}
+    expected = ["model_path", "rollout", "dtype", "trust_remote_code", "lora", "sleeps"]
+    assert parameters == dict.fromkeys(("vllm", "transformers"), expected)
+
+
+def test_traits_of_an_engine_that_is_not_known_yet_are_those_of_vllm():
+    assert traits_of("auto") == traits_of("my.engine:Engine") == ENGINES["vllm"]
