@@ -1,1 +1,1 @@
-"""Policy, critic, reward model and reference: plain classes, usable in a REPL, wrapped as Ray actors elsewhere."""
+"""Policy, critic, reward model and reference: plain classes that work in a REPL; Ray actors wrap them elsewhere."""

@@ -19,6 +19,8 @@ from raylign.types import Experience, FloatArray, LongArray, RolloutBatch
 
 
 class CriticLearner(Learner):
+    """PPO's critic and its optimizer."""
+
     role = "critic"
 
     def __init__(self, model: ModelConfig, spec: LearnerSpec, algorithm: PPOConfig, world: World | None = None) -> None:
@@ -27,7 +29,7 @@ class CriticLearner(Learner):
         self.algorithm = algorithm
 
     def values(self, batch: RolloutBatch) -> FloatArray:
-        """Values under the present weights: [N, L], 0 outside the mask."""
+        """Compute values with the current weights: [N, L], 0 outside the mask."""
         with self.timed("time/values"):
             return batch_values(
                 self.model,
@@ -40,7 +42,7 @@ class CriticLearner(Learner):
             )
 
     def update(self, experience: Experience) -> dict[str, float]:
-        """As the policy's update, with the clipped value loss, a mean over tokens."""
+        """Train on the step's samples, as the policy does, with the clipped value loss; return mean metrics."""
         mask = experience.completion_mask
         with self.timed("time/update_critic"):
             return run_passes(

@@ -1,4 +1,4 @@
-"""From rollouts, scores, logprobs and values to what the policy-gradient updates read."""
+"""Assembly of rollouts, scores, logprobs and values into the experience that policy-gradient updates read."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _GAP_QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 @dataclass(frozen=True)
 class Samples:
-    """The shards of a step, joined. Arrays `[N, L]` or `[N]`; None where no role made them."""
+    """Samples of one step, joined from its shards. Arrays are `[N, L]` or `[N]`; None if no role computed them."""
 
     batch: RolloutBatch
-    scores: FloatArray  # [N], 0 where not valid
+    scores: FloatArray  # [N], 0 where invalid
     valid: BoolArray  # [N]
     ref_logprobs: FloatArray | None = None
     values: FloatArray | None = None
-    old_logprobs: FloatArray | None = None  # the learner's own
+    old_logprobs: FloatArray | None = None  # under the learner's policy before the update, not the engine's
 
     @classmethod
     def join(
@@ -41,6 +41,7 @@ class Samples:
         values: Sequence[FloatArray] | None = None,
         old_logprobs: Sequence[FloatArray] | None = None,
     ) -> Samples:
+        """Join the shards of a step; every argument lists one entry per shard, in the same order."""
         width = max(rollout.tokens.shape[1] for rollout in rollouts)
 
         def padded(shards: Sequence[FloatArray] | None) -> FloatArray | None:
@@ -53,7 +54,7 @@ class Samples:
         return cls(concat(rollouts), raw, valid, padded(ref_logprobs), padded(values), padded(old_logprobs))
 
     def take(self, rows: LongArray) -> Samples:
-        """Some of the rows."""
+        """Return the given rows."""
         batch = RolloutBatch(**{name: array[rows] for name, array in vars(self.batch).items()})
         rest: dict[str, Any] = {name: a if a is None else a[rows] for name, a in vars(self).items() if name != "batch"}
         return Samples(batch, **rest)
@@ -62,17 +63,17 @@ class Samples:
 def assemble(
     algorithm: PolicyGradientAlgorithm, samples: Samples, kl_coef: float, max_tokens: int
 ) -> tuple[Experience, dict[str, float]]:
-    """Penalties -> KL-shaped rewards -> advantages -> whitening, over all shards of a step.
+    """Turn the samples of a step into experience: penalties, KL-shaped rewards, advantages, whitening.
 
-    A row whose score is not valid is left out of learning: its completion mask becomes False. With dynamic sampling,
-    groups whose scores are all equal are left out altogether, and no more than a step's worth of groups is taken;
-    `rollout/groups` says how many there were.
+    A row with an invalid score is not learned: its completion mask becomes False. With dynamic sampling, groups whose
+    scores are all equal are dropped, and at most `prompts_per_step` groups are kept; `rollout/groups` is the number of
+    groups before that limit.
 
     Args:
-        kl_coef: the present weight of the KL, in the reward or in the loss (`algorithm.kl.where`).
+        kl_coef: the current weight of the KL, in the reward or in the loss (`algorithm.kl.where`).
         max_tokens: the longest completion that can be sampled.
     Returns:
-        The experience of the step and its metrics (over all samples, also those left out).
+        The experience of the step and its metrics (over all samples, including those dropped).
     """
     metrics = describe(samples)
     if algorithm.name == "grpo" and algorithm.dynamic_sampling:
@@ -121,7 +122,7 @@ _IMPORTANCE = {"mode", "cap", "level"}
 
 
 def penalised(algorithm: OnlineConfig, samples: Samples, max_tokens: int) -> Tensor:
-    """Scores less the penalties for length and for completions that were cut: [N]."""
+    """Return the scores minus the penalties for length and for completions that were cut: [N]."""
     overlong = algorithm.overlong
     return shape_scores(
         torch.from_numpy(samples.scores),
@@ -136,7 +137,7 @@ def penalised(algorithm: OnlineConfig, samples: Samples, max_tokens: int) -> Ten
 
 
 def describe(samples: Samples) -> dict[str, float]:
-    """Metrics of the samples themselves, by the same names for every algorithm."""
+    """Return the metrics of the samples, which have the same names for every algorithm."""
     batch = samples.batch
     valid = samples.valid
     scored = samples.scores[valid] if valid.any() else np.full(1, np.nan, np.float32)  # no score is not a score of 0
@@ -148,7 +149,7 @@ def describe(samples: Samples) -> dict[str, float]:
         "completion/finished": float(batch.finished.mean()),
     }
     old = samples.old_logprobs
-    if old is not None:  # otherwise nobody but the engine has scored the samples yet
+    if old is not None:  # otherwise only the engine has computed logprobs of the samples
         gap = np.abs(old - batch.logprobs)[batch.completion_mask]
         metrics |= {f"logprob_gap/{name}": float(np.quantile(gap, q)) for name, q in _GAP_QUANTILES.items()}
     if samples.ref_logprobs is not None:
@@ -167,7 +168,7 @@ def _advantages(
     groups: Tensor,
     valid: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """Advantages [N, L], and the critic's targets where there is a critic."""
+    """Return the advantages [N, L], and the targets of the critic [N, L] if there is a critic."""
     match algorithm.name:
         case "ppo":
             assert values is not None
@@ -182,14 +183,14 @@ def _advantages(
 
 
 def _informative(samples: Samples, most: int) -> tuple[Samples, float]:
-    """The rows of the first `most` groups with something to tell apart, and how many such groups there are."""
+    """Return the rows of the first `most` groups whose scores differ, and the number of all such groups."""
     groups = samples.batch.prompt_rows
     spread = group_spread(
         torch.from_numpy(samples.scores), torch.from_numpy(groups), torch.from_numpy(samples.valid)
     ).numpy()
-    names, first = np.unique(groups[spread], return_index=True)
-    kept = names[np.argsort(first)][:most]  # in the order they were sampled
-    return samples.take(np.flatnonzero(spread & np.isin(groups, kept))), float(len(names))
+    unique_groups, first = np.unique(groups[spread], return_index=True)
+    kept = unique_groups[np.argsort(first)][:most]  # in the order they were sampled
+    return samples.take(np.flatnonzero(spread & np.isin(groups, kept))), float(len(unique_groups))
 
 
 def _tensor(array: FloatArray | None) -> Tensor | None:

@@ -26,19 +26,19 @@ from raylign.types import LabelledSet, LongArray
 
 
 class KTOLearner(PolicyLearner):
-    """Single completions marked good or bad, measured from the KL of the step's mismatched rows."""
+    """A policy that learns from single completions labelled good or bad, by KTO."""
 
     def __init__(self, model: ModelConfig, spec: LearnerSpec, algorithm: KTOConfig, world: World | None = None) -> None:
         super().__init__(model, spec, world)
         self.algorithm = algorithm
 
     def set_data(self, data: LabelledSet, ref_logprobs: RefLogprobs) -> None:
-        """`ref_logprobs`: of the sequences and of the mismatched rows."""
+        """Set the dataset and its reference logprobs, of the sequences and of the mismatched rows."""
         self.data = data
         self.ref_logprobs, self.ref_mismatched = (on_device(side, self.device) for side in ref_logprobs)
 
     def update_rows(self, rows: LongArray) -> dict[str, float]:
-        """One optimizer step on these rows of the dataset."""
+        """Take one optimizer step on these rows of the dataset; return its metrics."""
         with self.timed("time/update_policy"):
             sequences = self.data.sequences
             groups = by_length(self, rows, sequences.tokens.lengths)
@@ -46,7 +46,7 @@ class KTOLearner(PolicyLearner):
             return _by_kind(metrics) | {"tokens/trained": float(completion_tokens([sequences], rows))}
 
     def _reference_point(self, rows: LongArray) -> Tensor:
-        """Of the whole step, so before any of its micro-batches; the same on every rank."""
+        """Compute KTO's reference point on the whole step, before its micro-batches; the same on every rank."""
         data = self.data.mismatched
         logprobs = self.batch_logprobs(
             data.tokens.padded(rows),
@@ -71,12 +71,12 @@ class KTOLearner(PolicyLearner):
 
 
 def _by_kind(metrics: dict[str, float]) -> dict[str, float]:
-    """What belongs to one kind of row as a mean over that kind; a step without such rows has no mean of them."""
+    """Turn the metrics of each kind of row into means over that kind; drop those of a kind without rows."""
     shares = {kind: metrics[f"kto/num_{kind}"] for kind in ("desirable", "undesirable")}
-    found = {name: value for name, value in metrics.items() if not name.startswith("kto/num_")}
+    means = {name: value for name, value in metrics.items() if not name.startswith("kto/num_")}
     for kind, share in shares.items():
         for name in (f"kto/{kind}_reward", f"logprobs/{kind}"):
-            value = found.pop(name)
+            value = means.pop(name)
             if share:
-                found[name] = value / share
-    return found
+                means[name] = value / share
+    return means

@@ -1,4 +1,4 @@
-"""What every learner shares: one optimizer step over micro-batches, saved and restored bit by bit."""
+"""The base class of learners: one optimizer step over micro-batches, saved and restored bit by bit."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ Group = TypeVar("Group")
 class Learner:
     """A model and its optimizer.
 
-    A step is skipped, and counted, when its loss or gradient is not finite; `max_skipped_steps` in a row raise
-    NonFiniteError. Everything that decides the next step (weights, moments, step count, random state) is in `save`.
+    A step whose loss or gradient is not finite is skipped and counted; `max_skipped_steps` of them in a row raise
+    NonFiniteError. `save` writes everything that decides the next step (weights, moments, step count, random state).
     """
 
     role = "learner"
@@ -74,9 +74,9 @@ class Learner:
 
     @property
     def collective(self) -> bool:
-        """Whether every rank must make a call that computes with the model or reads its weights.
+        """True if all ranks must be called together for anything that uses the model or its weights.
 
-        Then all return the whole result. Otherwise each rank holds the model and can be called alone.
+        Then every rank returns the whole result. Otherwise each rank holds the model and can be called alone.
         """
         return self.ranks.collective
 
@@ -87,17 +87,18 @@ class Learner:
         loss: Callable[[Group], LossSum],
         num_elements: float | None = None,
     ) -> dict[str, float]:
-        """One step on the sum of `loss` over all micro-batches, divided by `normaliser`.
+        """Take one step on the sum of `loss` over all micro-batches, divided by `normaliser`.
 
         Args:
             groups: the micro-batches of the whole step; each rank takes its share (`Ranks.share`).
-            normaliser: tokens, rows or pairs of the whole step over all ranks, so that no split changes the step.
-            loss: sums over one micro-batch.
-            num_elements: what the metrics are divided by, where the loss weighs its elements; else the normaliser.
+            normaliser: number of tokens, rows or pairs of the whole step over all ranks, so that no split changes the
+                step.
+            loss: returns the sums over one micro-batch.
+            num_elements: divisor of the metrics, if the loss weights its elements; by default the normaliser.
         Returns:
-            `loss` and its metrics as means, `optimizer/lr`, `optimizer/grad_norm`.
+            `loss` and its metrics as means, `optimizer/lr`, `optimizer/grad_norm`, `optimizer/skipped`.
         Raises:
-            NonFiniteError: when too many steps in a row had to be skipped.
+            NonFiniteError: too many steps in a row had to be skipped.
         """
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         share = self.ranks.share(groups)
@@ -126,7 +127,7 @@ class Learner:
         }
 
     def _reduce_gradients(self) -> Tensor:
-        """Sum the gradients over the ranks and clip them; returns their norm before."""
+        """Sum the gradients over the ranks and clip them; return their norm before clipping."""
         limit = self.spec.optimizer.max_grad_norm
         if self.shards:
             self.shards.sum_gradients(self.named)
@@ -148,14 +149,13 @@ class Learner:
         if self.skipped_in_a_row >= self.spec.max_skipped_steps:
             raise NonFiniteError(
                 f"{self.role}: the loss or gradient was not finite in {self.skipped_in_a_row} optimizer steps in a row "
-                f"(up to step {self.num_steps}); lower the learning rate, or look at the data of these steps"
+                f"(up to step {self.num_steps}); lower the learning rate, or check the data of these steps"
             )
 
     def save(self, folder: str) -> None:
-        """Write `folder/` as a Hugging Face model (the adapter's folder, where it is an adapter that learns) and
-        `folder/state/` with all that the next step depends on.
+        """Write `folder/` as a Hugging Face model or adapter, and `folder/state/` with all that decides the next step.
 
-        Every rank must take part: rank 0 writes the model, each rank its random state and its part of the moments.
+        All ranks must call this: rank 0 writes the model, each rank its random state and its part of the moments.
         """
         path = Path(folder)
         state = path / "state"
@@ -176,14 +176,14 @@ class Learner:
         (state / "learner.json").write_text(json.dumps(counts, indent=1))
 
     def export_merged(self, folder: str) -> None:
-        """Write `folder/` as a plain Hugging Face model, the adapter merged into its weights. Every rank must take part."""
+        """Write `folder/` as a plain Hugging Face model with the adapter merged in. All ranks must call this."""
         save_merged(self.model, self.tokenizer, Path(folder), writes=self.world.rank == 0)
 
     def restore(self, folder: str) -> None:
-        """Take up the state that `save` wrote, and the adapter if it is one that learns; other weights are those of the
-        folder that the model was built from.
+        """Restore the state that `save` wrote, and the adapter if the model has one.
 
-        It may have been written by another number of ranks, whose model was split in another way.
+        Other weights are already those of the folder that the model was built from. The folder may have been written by
+        another number of ranks, with another split of the model.
         """
         state = Path(folder) / "state"
         if has_adapter(self.model):
@@ -194,26 +194,28 @@ class Learner:
         self.restore_random(state)
 
     def restore_random(self, state: Path) -> None:
+        """Restore this rank's random state from `folder/state/`."""
         load_random(state, self.ranks.data_rank, self.shuffle, self.device)
 
     def pop_metrics(self) -> dict[str, float]:
-        """Seconds this learner worked since the last call, by `time/...` name."""
+        """Return the seconds that this learner worked since the last call, by `time/...` name."""
         busy, self._busy = dict(self._busy), defaultdict(float)
         return busy
 
     def sleep(self) -> None:
-        """Move all that lies on the GPU to the host's memory; `wake` brings it back."""
+        """Move everything from the GPU to the host's memory; `wake` moves it back."""
         self.asleep = True
         self._move("cpu")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def wake(self) -> None:
+        """Move everything back to the GPU after `sleep`."""
         self._move(self.device)
         self.asleep = False
 
     def _move(self, device: torch.device | str) -> None:
-        if self.spec.sharding.cpu_offload:  # at home in the host's memory
+        if self.spec.sharding.cpu_offload:  # always in the host's memory
             return
         self.model.to(device=device)  # pyright: ignore[reportCallIssue, reportArgumentType]
         for values in self.optimizer.state.values():
@@ -222,8 +224,9 @@ class Learner:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
+        """Time a section of work and add its seconds to the metric `name`."""
         if self.asleep:
-            raise RuntimeError(f"{self.role}: asked to work while it sleeps ({name}); wake it first")
+            raise RuntimeError(f"{self.role}: asked to work while asleep ({name}); call wake first")
         start = time.perf_counter()
         try:
             yield
@@ -231,4 +234,5 @@ class Learner:
             self._busy[name] += time.perf_counter() - start
 
     def close(self) -> None:
+        """Leave the process group."""
         self.world.close()

@@ -1,4 +1,4 @@
-"""What the learners of fixed datasets share: rows as padded tensors, the logprobs of their completions, a step on pairs."""
+"""Functions shared by the learners of fixed datasets: padded rows, logprobs of completions, a step on pairs."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from raylign.models.forward import completion_logits
 from raylign.types import FloatArray, LongArray, PairSet, SequenceSet
 
 RefLogprobs = tuple[FloatArray, FloatArray]
-"""Sums over completions under the reference, of both `sides` of a dataset: [N] each."""
+"""Sums of completion logprobs under the reference, for both `sides` of a dataset: [N] each, nats."""
 
 
 def by_length(learner: Learner, rows: LongArray, lengths: LongArray, rows_per_item: int = 1) -> list[LongArray]:
-    """Micro-batches of the picked rows for a step of all ranks; `lengths` are those of the whole dataset."""
+    """Split the given rows into micro-batches of similar length; `lengths` [N] covers the whole dataset."""
     budget, ranks = learner.spec.micro_batch_tokens, learner.ranks.data_size
     return [rows[group] for group in micro_batches(lengths[rows], budget, rows_per_item, min_groups=ranks)]
 
 
 def pair_lengths(data: PairSet) -> LongArray:
-    """Tokens of the longer side of each pair: [N]."""
+    """Return the number of tokens of the longer side of each pair: [N]."""
     return np.maximum(data.chosen.tokens.lengths, data.rejected.tokens.lengths)
 
 
 def completion_tokens(sides: Sequence[SequenceSet], rows: LongArray) -> int:
-    """Learned tokens of some rows of all sides."""
+    """Count the learned tokens of the given rows on all sides."""
     return int(sum(side.completion_mask[int(row)].sum() for side in sides for row in rows))
 
 
 def padded(data: SequenceSet, rows: LongArray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [n, L], completion mask [n, L] and lengths [n] of some rows."""
+    """Return the tokens [n, L], completion mask [n, L] and lengths [n] of the given rows."""
     tokens = torch.from_numpy(data.tokens.padded(rows)).to(device, torch.long)
     mask = torch.from_numpy(data.completion_mask.padded(rows, False)).to(device)
     return tokens, mask, torch.from_numpy(data.tokens.lengths[rows]).to(device)
 
 
 def padded_pairs(data: PairSet, rows: LongArray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """As `padded` for [chosen rows; rejected rows]: 2n rows."""
+    """Return tokens, completion mask and lengths of [chosen rows; rejected rows], 2n rows in all."""
     sides = [padded(side, rows, device) for side in data.sides]
     width = max(tokens.shape[1] for tokens, _, _ in sides)
     tokens, mask = (
@@ -54,7 +54,7 @@ def padded_pairs(data: PairSet, rows: LongArray, device: torch.device) -> tuple[
 
 
 def completion_logprobs(model: PreTrainedModel, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """Sums of the logprobs of each row's completion, with gradient: [n]."""
+    """Sum the logprobs of each row's completion, with gradient: [n], nats."""
     logprobs = token_logprobs(completion_logits(model, tokens, mask), tokens[mask], temperature=temperature).logprobs
     return sequence_sums(logprobs, mask.nonzero()[:, 0], len(tokens))
 
@@ -62,7 +62,7 @@ def completion_logprobs(model: PreTrainedModel, tokens: Tensor, mask: Tensor, te
 def update_on_pairs(
     learner: Learner, data: PairSet, rows: LongArray, loss: Callable[[LongArray], LossSum]
 ) -> dict[str, float]:
-    """One optimizer step of a learner on some pairs of its dataset; `loss` sums over those of a micro-batch."""
+    """Take one optimizer step on the given pairs of a dataset; `loss` returns the sums over a micro-batch of them."""
     with learner.timed("time/update_policy"):
         groups = by_length(learner, rows, pair_lengths(data), rows_per_item=2)
         metrics = learner.optimizer_step(groups, len(rows), loss)
@@ -70,4 +70,5 @@ def update_on_pairs(
 
 
 def on_device(array: FloatArray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.array(array)).to(device)  # copied: what lies in the object store is read-only
+    """Copy an array to the device."""
+    return torch.from_numpy(np.array(array)).to(device)  # a copy, because the object store is read-only

@@ -1,4 +1,4 @@
-"""The policy of online DPO: pairs of its own samples, labelled by the reward source."""
+"""The learner of online DPO: pairs of the policy's own samples, labelled by the reward source."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ from raylign.types import FloatArray, LongArray, PairExperience
 
 
 class OnlineDPOLearner(OnlinePolicyLearner[OnlineDPOConfig]):
-    """Guo et al. 2024: sample two completions, let the reward source choose, take a DPO step, go on."""
+    """A policy that takes DPO steps on pairs of its own samples, labelled by the reward source (Guo et al. 2024)."""
 
     def assemble(self, kl_coef: float, parts: dict[str, Any]) -> tuple[PairExperience, dict[str, float]]:
-        """`parts`: the arguments of `Samples.join`, each a list of shards. `kl_coef` is not read: beta is DPO's."""
+        """Turn the shards of a step into labelled pairs; return them and the metrics of the step.
+
+        Args:
+            kl_coef: not used; beta is the weight of DPO.
+            parts: the arguments of `Samples.join`, each a list of shards.
+        """
         samples = Samples.join(**parts)
         scores = penalised(self.algorithm, samples, self.sampling.max_tokens).numpy()
         pairs = _pairs(samples)
@@ -44,7 +49,7 @@ class OnlineDPOLearner(OnlinePolicyLearner[OnlineDPOConfig]):
         return experience, describe(samples) | trained | {"online_dpo/pairs": float(len(pairs))}
 
     def update(self, experience: PairExperience) -> dict[str, float]:
-        """`epochs` passes over the step's pairs in `minibatches` optimizer steps each. Returns mean metrics."""
+        """Make `epochs` passes over the step's pairs, in `minibatches` optimizer steps each; return mean metrics."""
         with self.timed("time/update_policy"):
             return run_passes(
                 self,
@@ -57,7 +62,7 @@ class OnlineDPOLearner(OnlinePolicyLearner[OnlineDPOConfig]):
             )
 
     def _label(self, gap: FloatArray, version: int) -> NDArray[np.float64]:
-        """Probability that the first of a pair is the preferred one, by the difference of scores: [P]."""
+        """Return the probability that the first sample of a pair is preferred, by the difference of scores: [P]."""
         if self.algorithm.label == "best":
             return np.where(gap > 0, 1.0, 0.0)
         probability = 1 / (1 + np.exp(-np.clip(gap.astype(np.float64), -50, 50)))
@@ -88,7 +93,7 @@ class OnlineDPOLearner(OnlinePolicyLearner[OnlineDPOConfig]):
 
 
 def _pairs(samples: Samples) -> LongArray:
-    """Neighbouring rows with two valid scores and different completions, as row numbers: [P, 2]."""
+    """Return the row numbers of neighbours with two valid scores and different completions: [P, 2]."""
     pairs = np.arange(len(samples.valid)).reshape(-1, 2)
     first, second = pairs.T
     tokens, mask = samples.batch.tokens, samples.batch.completion_mask

@@ -1,4 +1,4 @@
-"""An update of an online learner: passes over a step's samples, in minibatches, in micro-batches."""
+"""The update of an online learner: passes over the samples of a step, in minibatches, in micro-batches."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def run_passes(
     rows_per_item: int = 1,
     num_elements: Callable[[LongArray], float] | None = None,
 ) -> dict[str, float]:
-    """`epochs` passes over the items of a step in `minibatches` optimizer steps each; mean metrics.
+    """Make `epochs` passes over the items of a step, in `minibatches` optimizer steps each; return mean metrics.
 
     Args:
         lengths: tokens of each item (row or pair): [N].
-        normaliser: what the loss of a minibatch, given by its items, is divided by; 0 skips the minibatch.
-        loss: sums over a micro-batch, given by its items.
-        num_elements: what the metrics of a minibatch are divided by, if not the normaliser.
+        normaliser: returns the divisor of a minibatch's loss, given its items; 0 skips the minibatch.
+        loss: returns the sums over a micro-batch, given its items.
+        num_elements: returns the divisor of a minibatch's metrics, if it is not the normaliser.
         name: prefix of `loss` and `optimizer/...` among the metrics.
     """
     steps: list[dict[str, Any]] = []
@@ -46,8 +46,8 @@ def run_passes(
         return {}
     means = {key: float(np.mean([step[key] for step in steps])) for key in steps[0]}
     means["optimizer/skipped"] = steps[-1]["optimizer/skipped"]  # a running count, not a mean
-    ours = {"loss", *(key for key in means if key.startswith("optimizer/"))}
-    return {f"{name}/{key}" if key in ours else key: value for key, value in means.items()}
+    prefixed = {"loss", *(key for key in means if key.startswith("optimizer/"))}
+    return {f"{name}/{key}" if key in prefixed else key: value for key, value in means.items()}
 
 
 def _minibatches(shuffle: torch.Generator, num_items: int, epochs: int, minibatches: int) -> Iterator[LongArray]:

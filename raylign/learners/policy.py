@@ -1,4 +1,4 @@
-"""What every policy learner can do whatever its loss: score tokens and hand out its weights."""
+"""The base classes of policy learners: computing logprobs and exporting weights, for any loss."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ A = TypeVar("A", bound=OnlineConfig)
 
 
 class PolicyLearner(Learner):
+    """A policy and its optimizer."""
+
     role = "policy"
 
     def __init__(self, model: ModelConfig, spec: LearnerSpec, world: World | None = None) -> None:
@@ -28,7 +30,7 @@ class PolicyLearner(Learner):
     def batch_logprobs(
         self, tokens: IntArray, lengths: LongArray, completion_mask: BoolArray, temperature: float
     ) -> FloatArray:
-        """Logprobs [N, L] under the present weights, without gradients."""
+        """Compute logprobs with the current weights, without gradients: [N, L], nats, 0 outside the mask."""
         return batch_logprobs(
             self.model,
             tokens,
@@ -41,8 +43,12 @@ class PolicyLearner(Learner):
         )
 
     def weights(self, dtype: str, bucket_bytes: int = 512 * 1024**2) -> list[dict[str, np.ndarray]]:
-        """What the engines need to become this policy (see `export_weights`), in the engine's precision and in buckets of
-        about `bucket_bytes`: all weights, or the adapter alone."""
+        """Export the weights, or the adapter alone, for the rollout engines (see `export_weights`).
+
+        Args:
+            dtype: precision of the engine.
+            bucket_bytes: size of a bucket, about; weights are returned in several.
+        """
         with self.timed("time/export_weights"):
             buckets: list[dict[str, np.ndarray]] = [{}]
             size = 0
@@ -59,7 +65,7 @@ class OnlinePolicyLearner(PolicyLearner, Generic[A]):
     """A policy that learns from its own samples.
 
     Args:
-        sampling: how the rollouts are drawn; logprobs are scored at its temperature.
+        sampling: settings of the rollouts; logprobs are computed at its temperature.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The policy of PPO, GRPO, RLOO and REINFORCE++: one clipped objective, whose advantages differ."""
+"""The policy learner of PPO, GRPO, RLOO and REINFORCE++: one clipped objective, different advantages."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ from raylign.types import Experience, FloatArray, LongArray, RolloutBatch
 
 
 class PolicyGradientLearner(OnlinePolicyLearner[PolicyGradientAlgorithm]):
-    """The policy under the clipped objective of Schulman et al. 2017, eq. 7."""
+    """A policy that learns by the clipped objective of Schulman et al. 2017, eq. 7."""
 
     def logprobs(self, batch: RolloutBatch) -> FloatArray:
-        """Logprobs of the sampled tokens under the present weights: [N, L], 0 outside the mask."""
+        """Compute logprobs of the sampled tokens with the current weights: [N, L], nats, 0 outside the mask."""
         with self.timed("time/logprobs"):
             return self.batch_logprobs(batch.tokens, batch.lengths, batch.completion_mask, self.sampling.temperature)
 
     def assemble(self, kl_coef: float, parts: dict[str, Any]) -> tuple[Experience, dict[str, float]]:
-        """`parts`: the arguments of `Samples.join`, each a list of shards."""
+        """Turn the shards of a step into experience; return it and the metrics of the step.
+
+        Args:
+            kl_coef: the current weight of the KL.
+            parts: the arguments of `Samples.join`, each a list of shards.
+        """
         return assemble(self.algorithm, Samples.join(**parts), kl_coef, self.sampling.max_tokens)
 
     def update(self, experience: Experience) -> dict[str, float]:
-        """`epochs` passes over the step's samples in `minibatches` optimizer steps each. Returns mean metrics."""
+        """Make `epochs` passes over the step's samples, in `minibatches` optimizer steps each; return mean metrics."""
         aggregate = self.algorithm.aggregate
         mask = torch.from_numpy(experience.completion_mask)
         weights = token_weights(mask, aggregate)

@@ -1,4 +1,4 @@
-"""Learners of preference pairs: DPO, SimPO and ORPO. They share the forward pass and differ in the loss of its result."""
+"""Learners of preference pairs: DPO, SimPO and ORPO. They share the forward pass and differ in the loss."""
 
 from __future__ import annotations
 
@@ -25,71 +25,72 @@ from raylign.types import LongArray, PairSet
 
 
 @dataclass(frozen=True)
-class Sides:
-    """One side each: logprobs [n], sums over the completion with gradient, and its number of tokens [n]."""
+class PairLogprobs:
+    """Logprobs of n pairs, summed over completions and with gradient, and the number of tokens of each completion."""
 
-    chosen: Tensor
-    rejected: Tensor
-    num_chosen: Tensor
-    num_rejected: Tensor
+    chosen: Tensor  # [n], nats
+    rejected: Tensor  # [n], nats
+    num_chosen: Tensor  # [n] tokens
+    num_rejected: Tensor  # [n] tokens
 
     @property
     def per_token(self) -> tuple[Tensor, Tensor]:
-        """Mean logprobs of chosen and rejected: [n] each."""
+        """Mean logprobs per token of chosen and rejected: [n] each."""
         return self.chosen / self.num_chosen, self.rejected / self.num_rejected
 
 
 class PairLearner(PolicyLearner):
-    """One optimizer step on pairs: the loss of the algorithm, and `sft_coef` times the SFT term.
+    """A policy that learns from pairs, by the loss of its algorithm plus `sft_coef` times the SFT term.
 
-    The SFT term is the negative logprob per token of the chosen completion (Pang et al. 2024, eq. 1): every pair
-    weighs the same, however long it is.
+    The SFT term is the negative logprob per token of the chosen completion (Pang et al. 2024, eq. 1), so that all pairs
+    have the same weight, however long they are.
     """
 
     sft_coef: float
 
     def set_data(self, data: PairSet, ref_logprobs: RefLogprobs | None = None) -> None:
+        """Set the dataset; the reference logprobs are for losses that need them."""
         self.data = data
 
     def update_rows(self, rows: LongArray) -> dict[str, float]:
-        """One optimizer step on these pairs of the dataset."""
+        """Take one optimizer step on these pairs of the dataset; return its metrics."""
         return update_on_pairs(self, self.data, rows, self._loss)
 
     @abstractmethod
-    def preference_loss(self, sides: Sides, rows: LongArray) -> LossSum:
-        """Loss of these pairs of the dataset, without the SFT term."""
+    def preference_loss(self, pairs: PairLogprobs, rows: LongArray) -> LossSum:
+        """Compute the loss of these pairs of the dataset, without the SFT term."""
 
     def _loss(self, rows: LongArray) -> LossSum:
         tokens, mask, _ = padded_pairs(self.data, rows, self.device)
         logprobs = completion_logprobs(self.model, tokens, mask)
-        sides = Sides(*logprobs.split(len(rows)), *mask.sum(1).split(len(rows)))
-        result = self.preference_loss(sides, rows)
+        pairs = PairLogprobs(*logprobs.split(len(rows)), *mask.sum(1).split(len(rows)))
+        result = self.preference_loss(pairs, rows)
         if self.sft_coef == 0:
             return result
-        sft = cross_entropy_loss(logprobs=sides.per_token[0])
+        sft = cross_entropy_loss(logprobs=pairs.per_token[0])
         return LossSum(result.total + self.sft_coef * sft.total, result.metrics | sft.metrics)
 
 
 class DPOLearner(PairLearner):
-    """Direct preference optimisation with reference logprobs that were computed before."""
+    """A policy that learns by direct preference optimisation, with reference logprobs computed beforehand."""
 
     def __init__(self, model: ModelConfig, spec: LearnerSpec, algorithm: DPOConfig, world: World | None = None) -> None:
         super().__init__(model, spec, world)
         self.algorithm, self.sft_coef = algorithm, algorithm.sft_coef
 
     def set_data(self, data: PairSet, ref_logprobs: RefLogprobs | None = None) -> None:
-        """`ref_logprobs`: of chosen and rejected."""
+        """Set the dataset and its reference logprobs, of chosen and of rejected."""
         if ref_logprobs is None:
             raise ValueError("DPO needs the reference logprobs of chosen and rejected")
         super().set_data(data)
         self.ref_chosen, self.ref_rejected = (on_device(side, self.device) for side in ref_logprobs)
 
-    def preference_loss(self, sides: Sides, rows: LongArray) -> LossSum:
+    def preference_loss(self, pairs: PairLogprobs, rows: LongArray) -> LossSum:
         ref_chosen, ref_rejected = self.ref_chosen[rows], self.ref_rejected[rows]
-        chosen, rejected = sides.chosen, sides.rejected
+        chosen, rejected = pairs.chosen, pairs.rejected
         if self.algorithm.length_normalised:
-            chosen, rejected = sides.per_token
-            ref_chosen, ref_rejected = ref_chosen / sides.num_chosen, ref_rejected / sides.num_rejected
+            chosen, rejected = pairs.per_token
+            ref_chosen, ref_rejected = ref_chosen / pairs.num_chosen, ref_rejected / pairs.num_rejected
         return dpo_loss(
             chosen_logprobs=chosen,
             rejected_logprobs=rejected,
@@ -102,7 +103,7 @@ class DPOLearner(PairLearner):
 
 
 class SimPOLearner(PairLearner):
-    """Simple preference optimisation: logprobs per token, no reference."""
+    """A policy that learns by simple preference optimisation: logprobs per token, no reference."""
 
     def __init__(
         self, model: ModelConfig, spec: LearnerSpec, algorithm: SimPOConfig, world: World | None = None
@@ -110,15 +111,15 @@ class SimPOLearner(PairLearner):
         super().__init__(model, spec, world)
         self.algorithm, self.sft_coef = algorithm, algorithm.sft_coef
 
-    def preference_loss(self, sides: Sides, rows: LongArray) -> LossSum:
-        chosen, rejected = sides.per_token
+    def preference_loss(self, pairs: PairLogprobs, rows: LongArray) -> LossSum:
+        chosen, rejected = pairs.per_token
         return simpo_loss(
             chosen_logprobs=chosen, rejected_logprobs=rejected, beta=self.algorithm.beta, gamma=self.algorithm.gamma
         )
 
 
 class ORPOLearner(PairLearner):
-    """Odds ratio preference optimisation: the SFT term is part of the method, no reference."""
+    """A policy that learns by odds-ratio preference optimisation: the SFT term is part of it, no reference."""
 
     def __init__(
         self, model: ModelConfig, spec: LearnerSpec, algorithm: ORPOConfig, world: World | None = None
@@ -126,6 +127,6 @@ class ORPOLearner(PairLearner):
         super().__init__(model, spec, world)
         self.algorithm, self.sft_coef = algorithm, algorithm.sft_coef
 
-    def preference_loss(self, sides: Sides, rows: LongArray) -> LossSum:
-        chosen, rejected = sides.per_token
+    def preference_loss(self, pairs: PairLogprobs, rows: LongArray) -> LossSum:
+        chosen, rejected = pairs.per_token
         return orpo_loss(chosen_logprobs=chosen, rejected_logprobs=rejected, beta=self.algorithm.beta)

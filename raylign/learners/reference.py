@@ -1,4 +1,4 @@
-"""The frozen reference: logprobs of rollouts (online) and of whole preference datasets (offline)."""
+"""The frozen reference model: logprobs of rollouts (online) and of whole preference datasets (offline)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from raylign.types import FloatArray, LabelledSet, PairSet, RolloutBatch, Sequen
 
 
 class ReferenceModel:
-    """Scores tokens under weights that never change.
+    """A model with frozen weights that computes logprobs.
 
     Args:
-        temperature: the sampling temperature of the rollouts it will score.
+        micro_batch_tokens: number of padded tokens in one forward pass.
+        temperature: sampling temperature of the rollouts whose logprobs it computes.
+        num_threads: number of torch threads; torch's default if None.
     """
 
     def __init__(
@@ -34,11 +36,11 @@ class ReferenceModel:
         self._busy = 0.0
 
     def logprobs(self, batch: RolloutBatch) -> FloatArray:
-        """Logprobs of the sampled tokens: [N, L], 0 outside the mask."""
+        """Compute logprobs of the sampled tokens: [N, L], nats, 0 outside the mask."""
         return self._logprobs(batch.tokens, batch.lengths, batch.completion_mask, self.temperature)
 
     def sequence_logprobs(self, data: SequenceSet, first: int, last: int) -> FloatArray:
-        """Sum of the completion logprobs of rows first..last-1, at temperature 1: [last - first]."""
+        """Sum the completion logprobs of rows first..last-1, at temperature 1: [last - first], nats."""
         rows = range(first, last)
         tokens = data.tokens.padded(rows)
         mask = data.completion_mask.padded(rows, False)
@@ -46,9 +48,9 @@ class ReferenceModel:
         return logprobs.sum(axis=1, dtype=np.float64).astype(np.float32)
 
     def dataset_logprobs(self, data: PairSet | LabelledSet, first: int, last: int) -> tuple[FloatArray, FloatArray]:
-        """`sequence_logprobs` of both sides of a dataset: [last - first] each."""
-        one, other = (self.sequence_logprobs(side, first, last) for side in data.sides)
-        return one, other
+        """Compute `sequence_logprobs` of both sides of a dataset: [last - first] each."""
+        left, right = (self.sequence_logprobs(side, first, last) for side in data.sides)
+        return left, right
 
     def _logprobs(self, tokens, lengths, mask, temperature: float) -> FloatArray:
         start = time.perf_counter()
@@ -65,6 +67,6 @@ class ReferenceModel:
         return result
 
     def pop_metrics(self) -> dict[str, float]:
-        """Seconds this model worked since the last call."""
+        """Return the seconds that this model worked since the last call."""
         busy, self._busy = self._busy, 0.0
         return {"time/ref_logprobs": busy}

@@ -18,7 +18,7 @@ from raylign.types import LongArray, PairSet
 
 
 class RewardModelLearner(Learner):
-    """Bradley-Terry likelihood of the chosen completion; the score is read at the last token."""
+    """A reward model that learns the Bradley-Terry likelihood of preferences; the score is read at the last token."""
 
     role = "reward_model"
 
@@ -30,14 +30,15 @@ class RewardModelLearner(Learner):
         self.algorithm = algorithm
 
     def set_data(self, data: PairSet, ref_logprobs: None = None) -> None:
+        """Set the dataset."""
         self.data = data
 
     def update_rows(self, rows: LongArray) -> dict[str, float]:
-        """One optimizer step on these pairs of the dataset."""
+        """Take one optimizer step on these pairs of the dataset; return its metrics."""
         return update_on_pairs(self, self.data, rows, self._loss)
 
     def evaluate(self, data: PairSet) -> dict[str, float]:
-        """Mean metrics of the loss on held-out pairs, without gradients."""
+        """Return the mean metrics of the loss on held-out pairs, without gradients."""
         sums: dict[str, float] = {}
         learning = self.model.training
         self.model.eval()
@@ -62,6 +63,6 @@ class RewardModelLearner(Learner):
         margin = None
         if self.algorithm.margin:
             if data.margin is None:
-                raise ValueError("algorithm.margin is true and the pairs have no margin; load them with margin=True")
+                raise ValueError("algorithm.margin is true, but the pairs have no margin; load them with margin=True")
             margin = on_device(data.margin[rows], self.device)
         return bradley_terry_loss(chosen_scores=chosen, rejected_scores=rejected, margin=margin)

@@ -1,4 +1,4 @@
-"""Learning rate as a function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a function of the step, so that there is no state to save."""
 
 import math
 
@@ -6,7 +6,7 @@ from raylign.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Learning rate of optimizer step `step` (from 0) out of `total_steps`."""
+    """Return the learning rate of optimizer step `step` (from 0) out of `total_steps`."""
     warmup = math.ceil(config.warmup_ratio * total_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup

@@ -15,16 +15,17 @@ from raylign.types import LongArray, SequenceSet
 
 
 class SFTLearner(PolicyLearner):
-    """Cross-entropy of the completion tokens."""
+    """A policy that learns by the cross-entropy of the completion tokens."""
 
     def __init__(self, model: ModelConfig, spec: LearnerSpec, algorithm: SFTConfig, world: World | None = None) -> None:
         super().__init__(model, spec, world)
 
     def set_data(self, data: SequenceSet, ref_logprobs: None = None) -> None:
+        """Set the dataset."""
         self.data = data
 
     def update_rows(self, rows: LongArray) -> dict[str, float]:
-        """One optimizer step on these rows of the dataset."""
+        """Take one optimizer step on these rows of the dataset; return its metrics."""
         with self.timed("time/update_policy"):
             num_tokens = completion_tokens([self.data], rows)
             groups = by_length(self, rows, self.data.tokens.lengths)

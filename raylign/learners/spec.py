@@ -1,4 +1,4 @@
-"""How a learner optimises, apart from its loss. Light: the driver writes it."""
+"""Settings of a learner's optimizer, without imports of torch: the driver creates them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raylign.config import OptimizerConfig, ShardingConfig
 
 @dataclass(frozen=True)
 class LearnerSpec:
-    """How a learner optimises, apart from its loss."""
+    """Settings of a learner, apart from its model and its loss."""
 
     optimizer: OptimizerConfig
     total_steps: int  # optimizer steps of the whole run, for the learning-rate schedule

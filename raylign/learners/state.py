@@ -1,4 +1,4 @@
-"""What a learner's next step depends on besides the weights, as safetensors: AdamW's moments and the random state."""
+"""State of a learner besides its weights, saved as safetensors: AdamW's moments and the random state."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 _WHOLE = "optimizer.safetensors"  # moments of a model that one rank holds
-_PARTS = "optimizer"  # folder of those of a split model: a file for each rank, with the place of every piece
+_PARTS = "optimizer"  # folder of the moments of a split model: a file for each rank, with the place of every piece
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: weight decay on matrices only; a fused step needs the tensors of a group on one mesh."""
+    """Return AdamW's groups: weight decay on matrices only, and one mesh a group, which a fused step needs."""
     groups: dict[Any, list[nn.Parameter]] = {(True, None): [], (False, None): []}
     for parameter in parameters:
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
@@ -36,7 +36,7 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 def save_moments(
     folder: Path, optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], rank: int, split: bool
 ) -> None:
-    """Write the moments by `key/parameter`; every rank its part of those of a split model, else rank 0 alone."""
+    """Write the moments by `key/parameter`; by all ranks if the model is split, else by rank 0 alone."""
     moments: dict[str, Tensor] = {}
     for name, parameter in named.items():
         for key, tensor in optimizer.state.get(parameter, {}).items():
@@ -49,21 +49,22 @@ def save_moments(
 
 
 def load_moments(folder: Path, optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter]) -> None:
-    """Read what `save_moments` wrote into the optimizer: each rank the slices it holds, however they were split."""
+    """Load the moments that `save_moments` wrote into the optimizer; each rank reads only its own slices."""
     if (folder / _WHOLE).is_file() and not any(isinstance(p, DTensor) for p in named.values()):
-        found = load_file(folder / _WHOLE)
+        saved = load_file(folder / _WHOLE)
     else:
-        found = _read_slices(folder / _PARTS if (folder / _PARTS).is_dir() else folder, named)
+        saved = _read_slices(folder / _PARTS if (folder / _PARTS).is_dir() else folder, named)
     moments: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, tensor in found.items():
+    for name, tensor in saved.items():
         key, _, parameter = name.partition("/")
-        # The step count too goes to the device: fused AdamW reads it there. Copied, as the weights are on loading.
+        # The step count goes to the device too: fused AdamW reads it there. Copied, like the weights on loading.
         moments[parameter][key] = tensor.to(named[parameter].device, copy=True)
     for name, values in moments.items():
         optimizer.state[named[name]] = values
 
 
 def save_random(folder: Path, rank: int, shuffle: torch.Generator, device: torch.device) -> None:
+    """Write the random state of data-parallel rank `rank`."""
     random = {"torch": torch.get_rng_state(), "shuffle": shuffle.get_state()}
     if device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(device)
@@ -71,11 +72,11 @@ def save_random(folder: Path, rank: int, shuffle: torch.Generator, device: torch
 
 
 def load_random(folder: Path, rank: int, shuffle: torch.Generator, device: torch.device) -> None:
-    """The random state of data-parallel rank `rank`.
+    """Restore the random state of data-parallel rank `rank`.
 
-    A rank that the saved world did not have takes the first one's order of samples, which all ranks share, and draws
-    the rest from that state and its own number: a resume with more ranks is repeatable, and no two of them are alike.
-    Without any, as in a commit that was taken over from another run, the seed it began with holds.
+    A rank that the saved world did not have takes rank 0's order of samples, which all ranks share, and draws its other
+    random numbers from rank 0's state and its own number: a resume with more ranks is repeatable, and no two ranks are
+    alike. If no state was saved, as in a commit copied from another run, the initial seed stays in effect.
     """
     file, first = folder / f"random-{rank}.safetensors", folder / "random-0.safetensors"
     if not first.is_file():
@@ -92,18 +93,18 @@ def load_random(folder: Path, rank: int, shuffle: torch.Generator, device: torch
 
 
 def _read_slices(folder: Path, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """This rank's slices of all moments in a folder, which has the whole of them or every rank's part."""
-    there = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    wanted: dict[str, Any] = {}
-    for name in there:
+    """Read this rank's slices of all moments from a folder, which has full moments or the parts of all ranks."""
+    saved = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    slices: dict[str, Any] = {}
+    for name in saved:
         key, _, parameter = name.partition("/")
-        if parameter in named:  # not the random states, which may lie in the same folder
-            of = named[parameter].detach()
-            wanted[name] = (
-                torch.zeros(()) if key == "step" else torch.zeros_like(of, memory_format=torch.contiguous_format)
+        if parameter in named:  # not the random states, which may be in the same folder
+            like = named[parameter].detach()
+            slices[name] = (
+                torch.zeros(()) if key == "step" else torch.zeros_like(like, memory_format=torch.contiguous_format)
             )
     with warnings.catch_warnings():
-        # Every rank reads on its own: what it needs follows from its slices. torch would say so each time.
+        # Each rank reads alone, because its slices decide what it needs. torch would warn about that each time.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
-    return wanted
+        load(slices, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return slices

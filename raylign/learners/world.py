@@ -1,4 +1,4 @@
-"""The world a learner lives in: one process, or several that split its data, its model, or both."""
+"""The processes of one learner: a single one, or several that split its data, its model, or both."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from raylign.config import ShardingConfig
 from raylign.models.ranks import ALONE, Ranks
 
-_hosted: dict[str, TCPStore] = {}  # the meeting places in this process, by address
+_hosted: dict[str, TCPStore] = {}  # the stores that this process hosts, by address
 
 
 def host_meeting(host: str) -> str:
-    """Open the place where the ranks of a world meet, and say its address, `host:port`.
+    """Open the store where the ranks of a world meet, and return its address, `host:port`.
 
-    It takes its port at once: one that was only looked up may be another process's by the time the ranks come.
+    The store takes its port at once: a free port that is only looked up may be taken before the ranks connect.
     """
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     address = f"{host}:{store.port}"
@@ -30,12 +30,12 @@ def host_meeting(host: str) -> str:
 
 
 class World:
-    """Rank and size, and the sums across ranks. With size 1 nothing is ever sent.
+    """A learner's group of ranks and its sums over them. With size 1 nothing is ever sent.
 
     Args:
-        rank, size: place in the group.
-        address: what `host_meeting` said, in the process of rank 0 or another that outlives the world; needed when
-            size > 1.
+        rank, size: this process's rank, and the number of ranks.
+        address: result of `host_meeting`, called in the process of rank 0 or in another that outlives the world; needed
+            if size > 1.
         timeout: seconds before a collective gives up on a lost rank.
     """
 
@@ -50,7 +50,7 @@ class World:
             dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=wait)
 
     def arrange(self, sharding: ShardingConfig, device: torch.device) -> Ranks:
-        """This rank's place when the model is split like that; every rank of the world must ask."""
+        """Return this rank's position when the model is split by `sharding`; all ranks of the world must call this."""
         if not sharding.splits_model or (self.size == 1 and not sharding.cpu_offload):
             return Ranks(data_rank=self.rank, data_size=self.size)
         if self.size == 1 and not dist.is_initialized():  # one GPU whose weights wait in the host's memory
@@ -77,9 +77,9 @@ class World:
             p.grad = chunk.view_as(p)
 
     def sum_metrics(self, metrics: dict[str, float], ranks: Ranks = ALONE) -> dict[str, float]:
-        """Metrics summed over the ranks; a rank without work brings none and still takes part.
+        """Sum metrics over the ranks; all ranks must call this, a rank without work with no metrics.
 
-        Those that share the micro-batches of another (`tensor_rank` above 0) do not count again.
+        Ranks that share the micro-batches of another rank (`tensor_rank` above 0) are not counted again.
         """
         if self.size == 1:
             return metrics
@@ -92,6 +92,7 @@ class World:
         return dict(sums)
 
     def close(self) -> None:
+        """Destroy the process group, if there is one."""
         if self.size > 1 or self._alone:
             dist.destroy_process_group()
 
@@ -101,5 +102,5 @@ def _backend() -> str:
 
 
 def is_sent_weights(world: World | None, sharding: ShardingConfig) -> bool:
-    """Whether this rank's model may start empty, because rank 0 sends it its part (models/shard.py)."""
+    """Return whether this rank's model may start empty because rank 0 sends it its part (models/shard.py)."""
     return world is not None and world.rank > 0 and sharding.splits_model

@@ -1,5 +1,7 @@
-"""What a model folder says about itself: tokenizer, context, stop tokens. Read without torch, so that the driver, which
-needs no more, starts in a second."""
+"""Facts that a model folder declares: tokenizer, context length, shape, stop tokens.
+
+They are read without torch, because the driver needs no more and has to start within a second.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,20 @@ _PLAIN_FAST = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model, or the one named by `model.tokenizer`."""
+    """Load the tokenizer that `model.tokenizer` names, by default the one in the model's folder."""
     return open_tokenizer(config.tokenizer or config.path, config.trust_remote_code, config.revision)
 
 
 def open_tokenizer(
     source: str, trust_remote_code: bool = False, revision: str | None = None, place: str = "model.tokenizer"
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name, as its own files say.
+    """Load the tokenizer of a folder or hub name, of the class that its own files declare.
 
-    AutoTokenizer goes by the model type first: beside a Qwen2 config it returns a Qwen2Tokenizer even where
-    tokenizer_config.json names a plain fast tokenizer, and for a folder without tokenizer files an empty one.
+    AutoTokenizer looks at the model type first: next to a Qwen2 config it returns a Qwen2Tokenizer even if
+    tokenizer_config.json names a plain fast tokenizer, and for a folder without tokenizer files an empty tokenizer.
+
     Raises:
-        UserError: there is none, or it has no vocabulary.
+        UserError: there is no tokenizer, or it has no vocabulary.
     """
     declared = Path(source) / "tokenizer_config.json"
     plain = declared.is_file() and json.loads(declared.read_text()).get("tokenizer_class") in _PLAIN_FAST
@@ -43,31 +46,31 @@ def open_tokenizer(
 
 
 def context_length(config: ModelConfig) -> int:
-    """Positions the model can attend to, prompt and completion together."""
+    """Return the number of tokens that the model can attend to, prompt and completion together."""
     return int(_text_config(config, "max_position_embeddings"))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What can be split: attention heads, those of keys and values, layers; width of the feed-forward (None: unsaid)."""
+    """Dimensions along which a model can be split over ranks."""
 
-    heads: int
-    kv_heads: int
+    heads: int  # attention heads
+    kv_heads: int  # heads of keys and values
     layers: int
-    intermediate: int | None
+    intermediate: int | None  # width of the feed-forward layers; None if the config does not say
 
 
 def shape(config: ModelConfig) -> Shape:
-    """The model's shape, as its config.json says.
+    """Read the model's shape from its config.json.
 
     Raises:
-        UserError: it has no attention heads to speak of.
+        UserError: the config has no number of attention heads.
     """
     heads = _text_config(config, "num_attention_heads", None)
     if not isinstance(heads, int):
         raise UserError(
-            f"model.path: {config.path} names no number of attention heads, by which models are split; set "
-            "tensor_parallel and pipeline_parallel to 1"
+            f"model.path: {config.path} does not state a number of attention heads, which splitting the model needs; "
+            "set tensor_parallel and pipeline_parallel to 1"
         )
     kv_heads = _text_config(config, "num_key_value_heads", None)
     intermediate = _text_config(config, "intermediate_size", None)
@@ -76,14 +79,18 @@ def shape(config: ModelConfig) -> Shape:
 
 
 def stop_tokens(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Token ids that end a completion: the tokenizer's eos and those of the model's own configuration."""
+    """Return the token ids that end a completion, sorted: the tokenizer's eos and those of the model's config."""
     declared = _text_config(config, "eos_token_id")
     ids = declared if isinstance(declared, list) else [declared]
     return tuple(sorted({int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None}))
 
 
 def load_pretrained(kind: Any, source: str, place: str, **options: Any) -> Any:
-    """`kind.from_pretrained(source)`; what goes wrong becomes one line that names `place`."""
+    """Call `kind.from_pretrained(source)` and turn its errors into one line that names `place`.
+
+    Raises:
+        UserError: the folder does not exist or cannot be loaded.
+    """
     if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
         raise UserError(f"{place}: no such folder: {source}; check the path")
     try:
@@ -93,8 +100,10 @@ def load_pretrained(kind: Any, source: str, place: str, **options: Any) -> Any:
 
 
 def _text_config(config: ModelConfig, key: str, *default: Any) -> Any:
-    """One entry of config.json; transformers, which imports torch, is asked only for what the file leaves to defaults.
-    An entry that not every kind of model has takes a default."""
+    """Return one entry of config.json; `default` is for an entry that some kinds of model lack.
+
+    transformers, which imports torch, is used only for entries that the file leaves to its defaults.
+    """
     file = Path(config.path) / "config.json"
     if file.is_file():
         tree = json.loads(file.read_text())

@@ -1,6 +1,6 @@
 """Forward passes on right-padded rows, with heads applied only where they are needed.
 
-No attention mask is passed: in a causal model a token never sees what stands to its right, so padding on the right
+No attention mask is passed: in a causal model a token never sees the tokens to its right, so padding on the right
 changes nothing, and attention takes its fastest path.
 """
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 
 def completion_hidden(model: PreTrainedModel, tokens: Tensor, completion_mask: Tensor) -> Tensor:
-    """Hidden states from which the completion tokens are predicted.
+    """Return the hidden states from which the completion tokens are predicted.
 
     Args:
         tokens: [N, L] right-padded ids.
@@ -28,27 +28,27 @@ def completion_hidden(model: PreTrainedModel, tokens: Tensor, completion_mask: T
 
 
 def completion_logits(model: PreTrainedModel, tokens: Tensor, completion_mask: Tensor) -> Tensor:
-    """Logits of the completion tokens: [M, V], M as in `completion_hidden`."""
+    """Return the logits of the completion tokens: [M, V], M as in `completion_hidden`."""
     return _whole_pass(_logits, model, tokens, completion_mask)
 
 
 def completion_values(model: PreTrainedModel, tokens: Tensor, completion_mask: Tensor) -> Tensor:
-    """Values of the states in which the completion tokens are chosen: [M] fp32."""
+    """Return the values of the states in which the completion tokens are chosen: [M] fp32."""
     return _whole_pass(_values, model, tokens, completion_mask)
 
 
 def sequence_scores(model: PreTrainedModel, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """One score a row, read at its last real token by length: [N] fp32.
+    """Return the score of each row, read at its last real token: [N] fp32.
 
     Args:
         tokens: [N, L] right-padded ids.
-        lengths: [N] tokens in each row.
+        lengths: [N] number of real tokens in each row.
     """
     return _whole_pass(_scores, model, tokens, lengths)
 
 
 def _whole_pass(compute: Callable[..., Tensor], model: PreTrainedModel, *args: Tensor) -> Tensor:
-    """`compute(model, *args)`; FSDP gathers what is outside of the blocks for as long as `model.compute` runs."""
+    """Call `compute(model, *args)`; FSDP keeps the weights outside the blocks gathered while `model.compute` runs."""
     if isinstance(model, FSDPModule):
         return model.compute(compute, *args)  # pyright: ignore[reportCallIssue]  (models/shard.py adds it)
     return compute(model, *args)
@@ -80,8 +80,8 @@ def _scores(model: PreTrainedModel, tokens: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _scalar(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The score head in the precision of its weights, not autocast's: a wide sum loses too much in bfloat16."""
+    """Apply the score head in the precision of its weights, not autocast's: a wide sum loses too much in bfloat16."""
     head = model.get_submodule("score")
     with torch.autocast(hidden.device.type, enabled=False):
         scalar = head(hidden.to(next(head.parameters()).dtype)).squeeze(-1).float()
-    return scalar.clone()  # not a view of another tensor: FSDP waits for the gradient of this very one
+    return scalar.clone()  # not a view of another tensor: FSDP waits for the gradient of exactly this tensor

@@ -1,4 +1,4 @@
-"""Per-token results for a whole batch without gradients, in micro-batches sorted by length."""
+"""Logprobs and values of a whole batch, without gradients, in micro-batches sorted by length."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def batch_logprobs(
     compute_dtype: torch.dtype,
     ranks: Ranks = ALONE,
 ) -> FloatArray:
-    """Logprobs of the completion tokens: [N, L] fp32, 0 outside the mask.
+    """Compute the logprobs of the completion tokens: [N, L] fp32, nats, 0 outside the mask.
 
     Args:
         tokens: [N, L] right-padded; lengths: [N]; completion_mask: [N, L].
-        temperature: softmax temperature the logits are divided by.
-        max_tokens: padded tokens in one forward pass.
-        ranks: where the model is split over several, each computes its share, and all return all of it.
+        temperature: softmax temperature that divides the logits.
+        max_tokens: number of padded tokens in one forward pass.
+        ranks: if the model is split over several ranks, each computes its share, and all return the whole result.
     """
 
     def logprobs(rows: Tensor, mask: Tensor) -> Tensor:
@@ -55,7 +55,10 @@ def batch_values(
     compute_dtype: torch.dtype,
     ranks: Ranks = ALONE,
 ) -> FloatArray:
-    """Values of the states before the completion tokens: [N, L] fp32, 0 outside the mask."""
+    """Compute the values of the states before the completion tokens: [N, L] fp32, 0 outside the mask.
+
+    The arguments are those of `batch_logprobs`.
+    """
 
     def values(rows: Tensor, mask: Tensor) -> Tensor:
         return completion_values(model, rows, mask)
@@ -91,15 +94,18 @@ def _per_token(
 
 
 def compute_device(model: PreTrainedModel, ranks: Ranks) -> torch.device:
-    """Where passes are computed, which is not where offloaded weights wait."""
+    """Return the device that computes passes, which differs from the device of offloaded weights."""
     return next(model.parameters()).device if ranks.mesh is None else torch.device(ranks.mesh.device_type)
 
 
 def no_gradients(ranks: Ranks) -> AbstractContextManager[Any]:
-    """Around passes without gradients. FSDP keeps what it gathers in, and would train on inference tensors later."""
+    """Return a context for passes without gradients.
+
+    Not inference mode under FSDP: it reuses the tensors that it gathers into, and could not train on them later.
+    """
     return torch.inference_mode() if ranks.mesh is None else torch.no_grad()
 
 
 def autocast(device: torch.device, compute_dtype: torch.dtype) -> torch.autocast:
-    """Lower precision for matrix products; off where the computation is fp32 anyway."""
+    """Return the autocast context of a compute dtype: bfloat16 matrix products, or none for fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=compute_dtype == torch.bfloat16)

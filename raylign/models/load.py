@@ -28,21 +28,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_causal(config: ModelConfig, seed: int = 0, empty: bool = False) -> PreTrainedModel:
-    """A language model, ready to learn: master weights in `weights_dtype`, with an adapter drawn from `seed` if it
-    learns one. `empty`: its structure only, on the meta device, for a rank that is sent its weights."""
+    """Load a language model to train: master weights in `weights_dtype`, with a new adapter if `config.lora` is set.
+
+    Args:
+        seed: seed of the adapter.
+        empty: build the structure only, on the meta device, for a rank that receives its weights from rank 0.
+    """
     return _prepare(_load_model(AutoModelForCausalLM, config, empty)[0], config, seed)
 
 
 def load_frozen(config: ModelConfig) -> PreTrainedModel:
-    """The language model that learners with this config start from, for reading only."""
+    """Load the language model that learners with this config start from, frozen and in evaluation mode."""
     model, _ = _load_model(AutoModelForCausalLM, config)
     return _prepare(model, config.model_copy(update={"lora": None})).eval().requires_grad_(False)
 
 
 def load_critic(config: ModelConfig, seed: int = 0, empty: bool = False) -> PreTrainedModel:
-    """A model with one value per token: the shape of a reward model, whose head is read at every token.
+    """Load a critic: a model of the same form as a reward model, with its head read at every token.
 
-    A new head starts at zero, so that the first values are 0 and not noise.
+    A new head starts at zero, so that the first values are 0 and not noise. seed and empty are as in `load_causal`.
     """
     model, missing = _load_model(AutoModelForSequenceClassification, config, empty, num_labels=1)
     if any(name.startswith("score.") for name in missing):
@@ -52,9 +56,10 @@ def load_critic(config: ModelConfig, seed: int = 0, empty: bool = False) -> PreT
 
 
 def load_reward_model(config: ModelConfig, seed: int = 0, empty: bool = False) -> PreTrainedModel:
-    """A model with one score per sequence.
+    """Load a model with one score per sequence.
 
-    A head that the folder does not hold is drawn with variance 1 / (width + 1) (Stiennon et al. 2020, appendix).
+    A head that the folder lacks is drawn with variance 1 / (width + 1) (Stiennon et al. 2020, appendix). seed (of the
+    head and the adapter) and empty are as in `load_causal`.
     """
     model, missing = _load_model(AutoModelForSequenceClassification, config, empty, num_labels=1)
     if any(name.startswith("score.") for name in missing):
@@ -72,17 +77,17 @@ def save_model(
     folder: Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a folder that `from_pretrained` and vLLM load. `weights`: those of a split model, put together."""
+    """Write a folder that `from_pretrained` and vLLM load. `weights`: the gathered weights of a split model."""
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 
 def export_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    """Every weight by its name in a checkpoint as numpy; bfloat16 travels as a uint16 view. Tied weights go once.
+    """Return every weight by its name in a checkpoint, as numpy; bfloat16 is a uint16 view. Tied weights appear once.
 
-    Every rank of a split model has to ask; rank 0 alone gets the weights. In memory transformers keeps the experts of a
-    layer in one tensor; engines read them one by one, as checkpoints have them.
-    Of a model that learns an adapter, only the adapter, by peft's names: nothing else has changed.
+    Every rank of a split model must call this; only rank 0 gets the weights. In memory transformers keeps the experts
+    of a layer in one tensor; engines read them one by one, as in checkpoints. A model that learns an adapter returns
+    only the adapter, by peft's names, because nothing else has changed.
     """
     if has_adapter(model):
         return {name: to_numpy(tensor.to(dtype)) for name, tensor in adapter_state(model).items()}
@@ -97,19 +102,20 @@ def export_weights(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, np.n
 
 
 def read_weights(folder: str, dtype: str) -> dict[str, np.ndarray]:
-    """The weights of a saved folder in the form of `export_weights`."""
+    """Read the weights of a saved folder in the form of `export_weights`."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
     return export_weights(model, DTYPES[dtype])
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Copy a tensor to numpy; bfloat16 becomes uint16 of the same bits."""
     tensor = tensor.contiguous().cpu()
-    # A copy, because the optimizer goes on changing the tensor's own memory.
+    # A copy, because the optimizer continues to change the tensor's own memory.
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
 
 
 def _load_model(kind: Any, config: ModelConfig, empty: bool = False, **options: Any) -> tuple[Any, list[str]]:
-    """The model and the names of the weights that its folder does not hold."""
+    """Return the model and the names of the weights that its folder lacks."""
     shape = {"dtype": DTYPES[config.weights_dtype], "attn_implementation": config.attention}
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     if empty:
@@ -131,15 +137,15 @@ def _prepare(model: PreTrainedModel, config: ModelConfig, seed: int = 0) -> PreT
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            # transformers keeps attention dropout, and older models (OPT) every dropout, as plain numbers on the module.
+            # transformers keeps attention dropout, and in older models (OPT) every dropout, as a number on the module.
             for name, value in list(vars(module).items()):
                 if name.endswith("dropout") and isinstance(value, float):
                     setattr(module, name, 0.0)
     for parameter in model.parameters():
-        # Out of the memory-mapped file into memory of torch's own: matrix products differ in their last bits with the
+        # Copied from the memory-mapped file into torch's own memory: the last bits of matrix products depend on the
         # alignment of their operands, which in a file depends on the length of its header.
         parameter.data = parameter.data.clone()
     if config.lora:
         add_adapter(model, config.lora, seed)
-    of_adapter = config.lora is not None and config.lora.dropout > 0
-    return model.train(config.dropout or config.gradient_checkpointing or of_adapter)
+    adapter_dropout = config.lora is not None and config.lora.dropout > 0
+    return model.train(config.dropout or config.gradient_checkpointing or adapter_dropout)

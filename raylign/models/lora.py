@@ -1,7 +1,7 @@
-"""Low-rank adapters (Hu et al. 2021) inside a Hugging Face model: put in, handed out, saved and taken up again.
+"""Low-rank adapters (Hu et al. 2021) inside a Hugging Face model: added, exported, saved and restored.
 
-peft's layers are injected into the model, which keeps its class and its heads. Outside, an adapter has the names that
-peft gives it in `adapter_model.safetensors`, so peft and vLLM read what is written here:
+peft's layers are injected into the model, which keeps its class and its heads. Outside the model, an adapter has the
+names that peft uses in `adapter_model.safetensors`, so that peft and vLLM can read the files written here:
 
     model.layers.0.self_attn.q_proj.lora_A.default.weight              in the model
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight     outside
@@ -31,14 +31,14 @@ from raylign.models.shard import whole
 ADAPTER = "default"  # peft's name for the only adapter of a model
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
-SCORE = "score"  # the head of critics and reward models: new, so trained in full
+SCORE = "score"  # the head of critics and reward models, which is new and therefore trained in full
 _PREFIX = "base_model.model."
 
 
 def add_adapter(model: PreTrainedModel, config: LoRAConfig, seed: int = 0) -> None:
-    """Freeze the model and put fp32 adapters into its linear layers; with them it computes what it did before.
+    """Freeze the model and add fp32 adapters to its linear layers, without changing its outputs.
 
-    A score head goes on learning in full. Matrix A is drawn from `seed`, the same on every rank; B is zero.
+    A score head stays trainable in full. Matrix A is drawn from `seed`, the same on every rank; B is zero.
 
     Raises:
         UserError: a target is not a linear layer of the model below its head.
@@ -48,7 +48,7 @@ def add_adapter(model: PreTrainedModel, config: LoRAConfig, seed: int = 0) -> No
         torch.manual_seed(seed)
         adapter = LoraConfig(
             r=config.rank,
-            lora_alpha=cast(int, config.alpha),  # any number will do
+            lora_alpha=cast(int, config.alpha),  # any number works
             lora_dropout=config.dropout,
             target_modules=targets,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -62,14 +62,15 @@ def add_adapter(model: PreTrainedModel, config: LoRAConfig, seed: int = 0) -> No
 
 
 def has_adapter(model: nn.Module) -> bool:
+    """Return whether any layer of the model has an adapter."""
     return any(isinstance(module, LoraLayer) for module in model.modules())
 
 
 def find_targets(model: PreTrainedModel, config: LoRAConfig) -> list[str]:
-    """Last names of the linear layers that get an adapter, sorted: ["k_proj", "o_proj", "q_proj", ...].
+    """Return the last names of the linear layers that get an adapter, sorted: ["k_proj", "o_proj", "q_proj", ...].
 
     Raises:
-        UserError: see `add_adapter`.
+        UserError: a target is not a linear layer of the model below its head.
     """
     body = model.base_model  # without the head
     linear = {
@@ -80,39 +81,47 @@ def find_targets(model: PreTrainedModel, config: LoRAConfig) -> list[str]:
     for target in config.targets:
         if target not in linear:
             raise UserError(
-                f"model.lora.targets: {target} is no linear layer below the model's head; "
+                f"model.lora.targets: {target} is not a linear layer below the model's head; "
                 f"name some of {', '.join(sorted(linear))}, or {ALL_LINEAR}"
             )
     return sorted(set(config.targets))
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained, adapters and score head, by its name outside."""
+    """Return the trained parameters (adapters and score head) by the names that peft uses in files."""
     return {outside_name(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def outside_name(name: str) -> str:
+    """Return the name that peft uses in files for a parameter of the model."""
     for matrix in ("lora_A", "lora_B"):
         name = name.replace(f".{matrix}.{ADAPTER}.", f".{matrix}.")
     return _PREFIX + name
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the adapter in whole tensors, on the CPU. Every rank of a sharded model has to call this."""
+    """Copy the adapter, in full tensors, to the CPU. Every rank of a split model must call this."""
     return {name: whole(p).cpu().clone() for name, p in adapter_parameters(model).items()}
 
 
 def load_adapter(model: nn.Module, folder: str) -> None:
-    """Take up what `save_adapter` wrote.
+    """Load an adapter that `save_adapter` wrote into the model.
 
     Raises:
-        UserError: it was made with other targets, rank or head.
+        UserError: the adapter has other targets, another rank or another head.
     """
     set_adapter(model, load_file(Path(folder) / WEIGHTS), f"{folder}: the adapter")
 
 
 def set_adapter(model: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
-    """Write an adapter's tensors into the model's parameters."""
+    """Copy an adapter's tensors into the model's parameters.
+
+    Args:
+        state: tensors by peft's names, as `adapter_state` returns them.
+        place: beginning of the error message.
+    Raises:
+        UserError: names or shapes differ from the model's adapter.
+    """
     parameters = adapter_parameters(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if shapes != {name: tuple(p.shape) for name, p in parameters.items()}:
@@ -126,7 +135,7 @@ def set_adapter(model: nn.Module, state: Mapping[str, Tensor], place: str) -> No
 
 
 def adapter_files(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, bytes]:
-    """peft's adapter folder, file by file, from `adapter_state`; the base is named by where it was loaded from."""
+    """Return the files of peft's adapter folder, by name; the base model is the path it was loaded from."""
     adapter: LoraConfig = cast(Any, model).peft_config[ADAPTER]
     base = model.name_or_path or ""
     config = {
@@ -143,13 +152,13 @@ def adapter_files(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str,
 
 
 def save_adapter(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
-    """Write `adapter_files`."""
+    """Write the files of `adapter_files` into a folder."""
     for name, content in adapter_files(model, state).items():
         (folder / name).write_bytes(content)
 
 
 def quantization(config: LoRAConfig | None, compute_dtype: torch.dtype) -> dict[str, Any]:
-    """Options of `from_pretrained` that hold the frozen weights in 4 or 8 bits.
+    """Return the options of `from_pretrained` that load the frozen weights in 4 or 8 bits.
 
     Raises:
         UserError: bitsandbytes is not installed.
@@ -168,9 +177,10 @@ def quantization(config: LoRAConfig | None, compute_dtype: torch.dtype) -> dict[
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Stop bitsandbytes from packing 4-bit weights anew in the first CPU pass without gradients.
+    """Stop bitsandbytes from repacking 4-bit weights in the first CPU pass without gradients.
 
-    It cannot differentiate through that layout, so gradients would be wrong without a word, and it rounds to bfloat16.
+    It cannot differentiate through that layout, so gradients would be wrong without any error, and it rounds to
+    bfloat16.
     """
     from bitsandbytes.nn import Linear4bit  # pyright: ignore[reportMissingImports]  (not installed everywhere)
 

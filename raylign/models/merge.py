@@ -1,6 +1,6 @@
-"""A model with its adapter as one plain model: W + (alpha / rank) B A in place of W, quantised weights in full precision.
+"""Merging of an adapter into a plain model: W + (alpha / rank) B A replaces W, quantised weights in full precision.
 
-The model in training is only read: to merge and take apart again would change its weights in their last bits.
+The model in training is only read: merging in place and undoing it would change the last bits of its weights.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from raylign.models.shard import whole
 def save_merged(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, writes: bool = True
 ) -> None:
-    """Write a folder that `from_pretrained` and vLLM load, and that computes what `model` computes with its adapter.
+    """Write a plain model with the adapter merged in, as a folder that `from_pretrained` and vLLM load.
 
     Args:
-        writes: False on all ranks but one: every rank of a sharded model has to call this.
+        writes: False on all ranks but one; every rank of a split model must call this.
     """
     merged = _skeleton(model)
     weights = _merged_state(model, merged)
@@ -37,12 +37,12 @@ def save_merged(
 
 
 def merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights of `save_merged`, on the CPU."""
+    """Return the weights that `save_merged` writes, on the CPU."""
     return _merged_state(model, _skeleton(model))
 
 
 def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """The same architecture without memory, and without quantisation."""
+    """Build the same architecture on the meta device, without quantisation."""
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     with torch.device("meta"):
@@ -58,7 +58,7 @@ def _merged_state(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, T
 
 
 def _merged(model: PreTrainedModel, plain: PreTrainedModel, name: str) -> Tensor:
-    """What stands in the plain model under a name like `model.layers.0.self_attn.q_proj.weight`."""
+    """Return the plain model's tensor of a name such as `model.layers.0.self_attn.q_proj.weight`."""
     path, _, kind = name.rpartition(".")
     module: Any = model.get_submodule(path)
     layer = module if isinstance(module, LoraLayer) else None
@@ -67,13 +67,13 @@ def _merged(model: PreTrainedModel, plain: PreTrainedModel, name: str) -> Tensor
         return whole(base.state_dict()[kind]).cpu().clone()
     weight = _full_precision(base).cpu()
     weight = weight.clone() if layer is None else (weight.float() + _delta(layer)).to(weight.dtype)
-    # Conv1D keeps its weight the other way round; quantised it has become a linear layer.
-    turned = isinstance(plain.get_submodule(path), Conv1D) and not isinstance(base, Conv1D)
-    return weight.T.contiguous() if turned else weight
+    # Conv1D stores its weight transposed; once quantised, it is a linear layer.
+    transposed = isinstance(plain.get_submodule(path), Conv1D) and not isinstance(base, Conv1D)
+    return weight.T.contiguous() if transposed else weight
 
 
 def _full_precision(module: Any) -> Tensor:
-    """The weight of a layer, by the numbers it stands for where bitsandbytes has quantised it."""
+    """Return the weight of a layer, dequantised if bitsandbytes has quantised it."""
     match type(module.weight).__name__:
         case "Params4bit":
             from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
@@ -89,7 +89,7 @@ def _full_precision(module: Any) -> Tensor:
 
 
 def _delta(layer: LoraLayer) -> Tensor:
-    """What the adapter adds to the layer's weight, on the CPU."""
+    """Return the adapter's addition to the layer's weight, on the CPU."""
     down, up = (whole(matrix.get_parameter(f"{ADAPTER}.weight")).cpu() for matrix in (layer.lora_A, layer.lora_B))
     delta = layer.scaling[ADAPTER] * (up @ down)
     return delta.T if isinstance(layer.get_base_layer(), Conv1D) else delta

@@ -1,4 +1,4 @@
-"""Which rank of a learner computes what: the grid of its ranks and the shares of a step's micro-batches."""
+"""Division of work between the ranks of a learner: their grid, and each rank's share of a step's micro-batches."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Group = TypeVar("Group")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank's place among those that learn one model.
+    """Position of this rank among the ranks that train one model.
 
-    Ranks that split the data have their own micro-batches; those that split matrices (`tensor_rank`) share theirs.
+    Ranks that split the data have their own micro-batches; ranks that split matrices (`tensor_rank`) share them.
 
     Args:
-        mesh: `[replicate, shard, tensor]` where the model is split over ranks; None where each holds all of it.
+        mesh: `[replicate, shard, tensor]` if the model is split over ranks; None if each rank holds all of it.
     """
 
     data_rank: int = 0
@@ -32,19 +32,19 @@ class Ranks:
 
     @property
     def collective(self) -> bool:
-        """Whether a pass needs all ranks at once: each holds a part of the model only."""
+        """True if a pass needs all ranks at once, because each holds only a part of the model."""
         return self.mesh is not None and self.mesh.size() > 1
 
     @property
     def min_groups(self) -> int:
-        """Micro-batches that give every rank something to do in a pass that all of them make."""
+        """Smallest number of micro-batches that gives every rank work in a pass that needs all of them."""
         return self.data_size if self.collective else 1
 
     def share(self, groups: Sequence[Group]) -> list[tuple[Group, bool]]:
-        """This rank's micro-batches, each with whether its result counts.
+        """Return this rank's micro-batches, each with True if its result counts.
 
-        Where a pass needs all ranks, all make the same number of them: a rank with one less repeats the last, smallest
-        micro-batch, and what comes out does not count.
+        If a pass needs all ranks, all must make the same number of passes: a rank with one micro-batch fewer repeats
+        the last, smallest micro-batch, and its result does not count.
 
         >>> Ranks(data_rank=1, data_size=2).share(["a", "b", "c"])
         [('b', True)]
@@ -55,11 +55,11 @@ class Ranks:
         return mine
 
     def share_scoring(self, groups: Sequence[Group]) -> list[tuple[Group, bool]]:
-        """As `share`, for passes that a rank with the whole model makes alone, on whatever rows it was sent."""
+        """Return this rank's micro-batches of a pass without learning: all of them if it holds the whole model."""
         return self.share(groups) if self.collective else [(group, True) for group in groups]
 
     def sum_over_data(self, array: FloatArray) -> FloatArray:
-        """Elementwise sum of what the shares of all ranks made; where nothing is split, the array itself."""
+        """Sum an array over the shares of all ranks, elementwise; return it unchanged if the model is not split."""
         if not self.collective:
             return array
         total = torch.from_numpy(array if self.tensor_rank == 0 else 0 * array)

@@ -1,8 +1,8 @@
-"""Splitting a model over the ranks of its learner, and putting it together again.
+"""Splitting of a model over the ranks of its learner, and gathering of its parts.
 
-FSDP2 splits weights, gradients and moments over the ranks and gathers a block's weights when it is needed. Tensor
-parallelism splits the matrices themselves by the plan that transformers keeps with the model. Both make DTensors, so
-they combine.
+FSDP2 splits weights, gradients and moments over the ranks and gathers the weights of a block when it runs. Tensor
+parallelism splits the matrices themselves by the plan that transformers has for the model. Both produce DTensors, so
+they can be combined.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from raylign.config import ShardingConfig
 from raylign.errors import UserError, one_line
 from raylign.models.ranks import Ranks
 
-_PARTIAL = "replicated_with_grad_allreduce"  # style of norms that see the heads of one rank only
+_PARTIAL = "replicated_with_grad_allreduce"  # style of norms that see only the heads of one rank
 _PLACE = "learner.sharding"
 
 
 class Shards:
-    """A model split over the ranks of a mesh, in place. Every rank must make it, and make every pass, at once.
+    """A model split in place over the ranks of a mesh. All ranks must create it, and run every pass, together.
 
-    Rank 0 brings the weights; what the others bring may be empty (on the meta device). None holds all weights on its
-    device at once: they are sent one by one, and each rank keeps its slice.
+    Rank 0 provides the weights; the models of the other ranks may be empty (on the meta device). No rank holds all
+    weights on its device at once: they are sent one by one, and each rank keeps its slice.
 
     Args:
-        model: on the CPU (rank 0) or empty; the same on all ranks.
-        compute_dtype: what weights are gathered in. Gradients are summed in fp32, and a score head stays as it is.
-        device: where passes are computed.
+        model: on the CPU (rank 0) or empty; the same model on all ranks.
+        compute_dtype: precision of gathered weights. Gradients are summed in fp32, and a score head keeps its own.
+        device: device that computes passes.
     Raises:
-        UserError: the model cannot be split like that.
+        UserError: the model cannot be split in this way.
     """
 
     def __init__(
@@ -78,16 +78,17 @@ class Shards:
         _send_buffers(model, buffers, device)
 
     def reduce_over_replicas(self, now: bool) -> None:
-        """Whether the next backward pass sums over the copies of the model too, which once a step suffices.
+        """Set whether the next backward pass also sums gradients over the copies of the model.
 
-        The sum over the shards of a copy is taken in every pass: gradients then never take more than a shard.
+        Once a step is enough. The sum over the shards of a copy is taken in every pass, so that gradients never take
+        more memory than a shard.
         """
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.set_requires_all_reduce(now, recurse=False)
 
     def sum_gradients(self, named: dict[str, nn.Parameter]) -> None:
-        """Finish the gradients: FSDP has summed those of its shards, the rest is summed here."""
+        """Complete the sums of the gradients: FSDP has summed over its shards, this sums over the other ranks."""
         copies = [] if any(isinstance(m, FSDPModule) for m in self.model.modules()) else [self.mesh["replicate"]]
         for name, parameter in named.items():
             if parameter.grad is None:
@@ -100,7 +101,7 @@ class Shards:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, device: torch.device) -> Tensor:
-    """As `torch.nn.utils.clip_grad_norm_`, also where parameters are split over different meshes.
+    """Clip gradients like `torch.nn.utils.clip_grad_norm_`, even if parameters are split over different meshes.
 
     Returns:
         The norm of all gradients before clipping, the same on every rank.
@@ -125,23 +126,23 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, device: 
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, in the same memory."""
+    """Return this rank's part of a tensor, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor, detached; of a split one all ranks must ask at once."""
+    """Return the full tensor, detached; all ranks must call this together for a split tensor."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def is_split(model: nn.Module) -> bool:
-    """Whether this rank holds a part of the model only."""
+    """Return whether this rank holds only a part of the model."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole_state(model: PreTrainedModel) -> dict[str, Tensor] | None:
-    """The state dict put together in rank 0's host memory, tensor by tensor; None on the other ranks."""
+    """Gather the state dict in the host memory of rank 0, tensor by tensor; return None on the other ranks."""
     state = {}
     for name, tensor in model.state_dict().items():
         if name not in model.all_tied_weights_keys:
@@ -152,7 +153,7 @@ def whole_state(model: PreTrainedModel) -> dict[str, Tensor] | None:
 
 
 def _agree(model: PreTrainedModel) -> None:
-    """Give empty models the precision and the frozen parameters of rank 0's, which a loader may have chosen by name."""
+    """Give empty models the precisions and frozen parameters of rank 0's model, which a loader may choose by name."""
     kinds = [{name: (p.dtype, p.requires_grad) for name, p in model.named_parameters()}]
     dist.broadcast_object_list(kinds, src=0)
     parameters = dict(model.named_parameters())
@@ -166,16 +167,16 @@ def _agree(model: PreTrainedModel) -> None:
 
 
 def _split_matrices(model: PreTrainedModel, mesh: DeviceMesh, size: int) -> list[str]:
-    """Tensor parallelism by the model's plan; returns the parameters whose gradient is a part on each rank."""
+    """Apply tensor parallelism by the model's plan; return the parameters whose gradient is partial on each rank."""
     place, kind = f"{_PLACE}.tensor_parallel", type(model).__name__
     if any(isinstance(module, LoraLayer) for module in model.modules()):
         raise UserError(
-            f"{place}: matrices with adapters (model.lora) are not split; set 1, and strategy: fsdp instead"
+            f"{place}: matrices with adapters (model.lora) cannot be split; set 1, and strategy: fsdp instead"
         )
     config = model.config.get_text_config()
     plan = {name: style for name, style in model.tp_plan.items() if style != _PARTIAL}
     if not plan:
-        raise UserError(f"{place}: {kind} has no plan for it in transformers; set 1 and strategy: fsdp")
+        raise UserError(f"{place}: transformers has no plan for splitting {kind}; set 1 and strategy: fsdp")
     for heads in ("num_attention_heads", "num_key_value_heads"):
         number = config.to_dict().get(heads) or size
         if number % size:
@@ -187,19 +188,19 @@ def _split_matrices(model: PreTrainedModel, mesh: DeviceMesh, size: int) -> list
         apply_tensor_parallelism(model, mesh, plan)
     except ValueError as e:
         raise UserError(f"{place}: {kind}: {one_line(e)}; set another size") from e
-    model.tie_weights()  # head and embedding were split alike, each by itself
+    model.tie_weights()  # head and embedding were split in the same way, but separately
     return [name for name, _ in model.named_parameters() if _generic(name).rpartition(".")[0] in partial]
 
 
 def _generic(name: str) -> str:
-    """`layers.3.mlp` as plans write it: `layers.*.mlp`."""
+    """Return a name in the form of plans: `layers.3.mlp` becomes `layers.*.mlp`."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def _split_blocks(
     model: PreTrainedModel, mesh: DeviceMesh, sharding: ShardingConfig, compute_dtype: torch.dtype
 ) -> None:
-    """FSDP2 over every block, the score head if there is one, and all that is left."""
+    """Apply FSDP2 to every block, to the score head if there is one, and to the rest of the model."""
     lower = compute_dtype == torch.bfloat16
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if lower else None
     data_mesh = mesh["replicate", "shard"] if mesh["replicate"].size() > 1 else mesh["shard"]
@@ -213,7 +214,9 @@ def _split_blocks(
     kinds = set(model._no_split_modules or ())
     blocks = [module for module in model.modules() if type(module).__name__ in kinds]
     if not blocks:
-        raise UserError(f"{_PLACE}.strategy: transformers names no blocks of {type(model).__name__}; set replicate")
+        raise UserError(
+            f"{_PLACE}.strategy: transformers does not name the blocks of {type(model).__name__}; set replicate"
+        )
     for block in blocks:
         fully_shard(block, mp_policy=mixed or MixedPrecisionPolicy(), **options)
     for name, module in model.named_children():
@@ -222,8 +225,8 @@ def _split_blocks(
     fully_shard(model, mp_policy=mixed or MixedPrecisionPolicy(), **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # Losses are divided by the step's normaliser, so gradients add up; a mean would depend on the ranks. Asked
-            # for like this because gloo can only sum.
+            # Losses are divided by the step's normaliser, so gradients are summed; a mean would depend on the number of
+            # ranks. Both settings are needed because gloo can only sum.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     model.compute = MethodType(_compute, model)  # pyright: ignore[reportArgumentType]
@@ -231,14 +234,14 @@ def _split_blocks(
 
 
 def _compute(model: PreTrainedModel, function: Any, *args: Any) -> Any:
-    """`function(model, *args)`; as a forward method of an FSDP model, with all weights outside of its blocks gathered."""
+    """Call `function(model, *args)`; as a forward method to FSDP, which gathers the weights outside the blocks."""
     return function(model, *args)
 
 
-def _send_buffers(model: PreTrainedModel, ours: dict[str, Tensor], device: torch.device) -> None:
-    """Buffers that are not saved with a model (rotary frequencies) are computed while it is loaded: by rank 0."""
+def _send_buffers(model: PreTrainedModel, computed: dict[str, Tensor], device: torch.device) -> None:
+    """Send rank 0's buffers to all ranks: those not saved with a model (rotary frequencies) are computed on loading."""
     for name, buffer in list(model.named_buffers()):
-        sent = ours[name].to(device) if dist.get_rank() == 0 else torch.empty_like(buffer, device=device)
+        sent = computed[name].to(device) if dist.get_rank() == 0 else torch.empty_like(buffer, device=device)
         dist.broadcast(sent, src=0)
         parent, _, leaf = name.rpartition(".")
         model.get_submodule(parent)._buffers[leaf] = sent

@@ -115,7 +115,7 @@ def test_shapes_under_other_names_and_none(tmp_path):
     assert shape(ModelConfig(path=str(tmp_path / "gpt2"))) == Shape(6, 6, 3, None)
     (tmp_path / "mamba").mkdir()
     (tmp_path / "mamba" / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(UserError, match=r"^model\.path: .*mamba names no number of attention heads"):
+    with pytest.raises(UserError, match=r"^model\.path: .*mamba does not state a number of attention heads"):
         shape(ModelConfig(path=str(tmp_path / "mamba")))
 
 

@@ -27,8 +27,6 @@ PENDING: tuple[str, ...] = (
     "raylign/config/",
     "raylign/controllers/",
     "raylign/doctor/",
-    "raylign/learners/",
-    "raylign/models/",
     "raylign/planning/",
     "raylign/rewards/",
     "raylign/rollout/",

@@ -251,7 +251,9 @@ def test_targets_are_linear_layers_below_the_head(folders):
     model = load_causal(model_config(folders["llama"], lora=LoRAConfig(rank=2, targets=("q_proj", "v_proj"))))
     assert {name.split(".")[-3] for name in adapter_parameters(model)} == {"q_proj", "v_proj"}
     for target in ("lm_head", "embed_tokens", "query"):
-        with pytest.raises(UserError, match=rf"model\.lora\.targets: {target} is no linear layer .*q_proj") as caught:
+        with pytest.raises(
+            UserError, match=rf"model\.lora\.targets: {target} is not a linear layer .*q_proj"
+        ) as caught:
             load_causal(model_config(folders["llama"], lora=LoRAConfig(targets=(target,))))
         assert "\n" not in str(caught.value)
 
