@@ -133,7 +133,6 @@ def plan(
     check_graph(loaded)
     quiet_libraries()
     from raylign.cluster.spec import load_spec
-    from raylign.controllers.phases import uses_gpus
     from raylign.planning import devices
     from raylign.planning.plan import plan as make
     from raylign.planning.show import show_plan
@@ -143,7 +142,7 @@ def plan(
     elif spec:
         device = devices.of_cluster(load_spec(spec))
     else:
-        device = devices.this_gpu() if uses_gpus(loaded) else devices.this_machine()
+        device = devices.this_gpu() if loaded.uses_gpus else devices.this_machine()
     found = make(loaded, device, num_rows=rows, runs=runs, price_per_gpu_hour=price_per_gpu_hour)
     show_plan(found, explain)
     if json_file:

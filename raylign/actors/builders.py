@@ -5,7 +5,10 @@ The driver sends these functions by name. So it never imports torch, and an acto
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
+
+from raylign.config import OfflineConfig, OnlineConfig
 
 WorldAddress = tuple[int, int, str | None, float]  # rank, size, host:port where they meet, timeout in seconds
 
@@ -28,41 +31,17 @@ def reference(**options: Any) -> Any:
     return ReferenceModel(**options)
 
 
-def policy_gradient(world: WorldAddress, **options: Any) -> Any:
-    """The policy of PPO, GRPO, RLOO and REINFORCE++."""
-    from raylign.learners.policy_gradient import PolicyGradientLearner
-
-    return PolicyGradientLearner(world=_world(world), **options)
-
-
-def online_dpo(world: WorldAddress, **options: Any) -> Any:
-    from raylign.learners.online_dpo import OnlineDPOLearner
-
-    return OnlineDPOLearner(world=_world(world), **options)
+def policy(world: WorldAddress, *, algorithm: OnlineConfig | OfflineConfig, **options: Any) -> Any:
+    """The learner that the algorithm's config names."""
+    assert algorithm.learner is not None
+    module, _, name = algorithm.learner.partition(":")
+    return getattr(import_module(module), name)(world=_world(world), algorithm=algorithm, **options)
 
 
 def critic(world: WorldAddress, **options: Any) -> Any:
     from raylign.learners.critic import CriticLearner
 
     return CriticLearner(world=_world(world), **options)
-
-
-def offline(name: str, world: WorldAddress, **options: Any) -> Any:
-    """The learner of an algorithm that reads a dataset, by the algorithm's name."""
-    from raylign.learners.kto import KTOLearner
-    from raylign.learners.preference import DPOLearner, ORPOLearner, SimPOLearner
-    from raylign.learners.reward_model import RewardModelLearner
-    from raylign.learners.sft import SFTLearner
-
-    learners = {
-        "sft": SFTLearner,
-        "reward_model": RewardModelLearner,
-        "dpo": DPOLearner,
-        "simpo": SimPOLearner,
-        "orpo": ORPOLearner,
-        "kto": KTOLearner,
-    }
-    return learners[name](world=_world(world), **options)
 
 
 def _world(address: WorldAddress) -> Any:

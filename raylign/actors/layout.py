@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from raylign.config import RoleResources
+from raylign.config import RoleResources, RunConfig
 
 Bundle = dict[str, float]  # CPU and GPU; what is 0 is left out
 
@@ -29,6 +29,19 @@ class Layout:
     @property
     def total(self) -> Bundle:
         return {key: sum(bundle.get(key, 0.0) for bundle in self.bundles) for key in ("CPU", "GPU")}
+
+
+def layouts(config: RunConfig) -> list[tuple[dict[str, RoleResources], Layout]]:
+    """Return what the roles of each phase of a run need, and where they sit."""
+    needs: list[dict[str, RoleResources]] = [
+        {role: config.role_resources(role) for role in phase} for phase in config.phases
+    ]
+    return [(needed, lay_out(needed, config.placement.mode)) for needed in needs]
+
+
+def bundles_of(config: RunConfig) -> list[Bundle]:
+    """Return bundles in which every phase of the run fits."""
+    return envelope([layout for _, layout in layouts(config)])
 
 
 def lay_out(roles: Mapping[str, RoleResources], mode: Literal["disaggregated", "colocated"]) -> Layout:

@@ -52,7 +52,7 @@ def place_in(group: PlacementGroup, roles: Mapping[str, RoleResources], wanted: 
     """Seats for every actor in a group that is reserved already: a Tune trial's.
 
     Raises:
-        PlacementError: the group is not one of `phases.bundles_of` this run.
+        PlacementError: the group is not one of `layout.bundles_of` this run.
     """
     layout = lay_out(roles, wanted.mode)
     try:

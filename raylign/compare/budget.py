@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raylign.config import OnlineConfig, RunConfig
+from raylign.config import OfflineConfig, OnlineConfig, RunConfig
 from raylign.config.compare import BudgetConfig
 from raylign.errors import ConfigError
 
@@ -36,11 +36,12 @@ def budget_settings(budget: BudgetConfig | None, config: RunConfig, steps: int |
 
 def cost_of_step(budget: BudgetConfig, config: RunConfig) -> int:
     """Optimizer steps, or completion tokens passed (at their longest), of one step of the run's loop."""
-    algorithm: Any = config.algorithm
+    algorithm = config.algorithm
     if isinstance(algorithm, OnlineConfig):
         updates = algorithm.epochs * algorithm.minibatches
-        completions = algorithm.prompts_per_step * algorithm.samples_per_prompt * algorithm.epochs
+        completions = algorithm.samples_per_step * algorithm.epochs
     else:
+        assert isinstance(algorithm, OfflineConfig)  # plan_runs refuses collect, which learns nothing
         updates = 1
-        completions = algorithm.batch_size * (1 if algorithm.name in ("sft", "kto") else 2)
+        completions = algorithm.batch_size * algorithm.samples_per_item
     return updates if budget.per == "optimizer_steps" else completions * config.rollout.sampling.max_tokens

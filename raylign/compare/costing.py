@@ -21,8 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raylign.config import CollectConfig, ModelReward, OnlineConfig, PPOConfig, RunConfig, load_config
-from raylign.controllers.phases import needs_reference, role_resources, uses_gpus
+from raylign.config import CollectConfig, ModelReward, OfflineConfig, OnlineConfig, RunConfig, load_config
 
 FLOPS_LEARNED, FLOPS_SCORED = 6, 2
 
@@ -103,14 +102,14 @@ def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes:
     return Cost(
         wall_seconds=wall,
         start_seconds=summary["stage_seconds"].get("start", 0.0),
-        device="gpu" if uses_gpus(config) else "cpu",
+        device="gpu" if config.uses_gpus else "cpu",
         device_seconds=everything,
         learning_seconds=longest,
         learning_device_seconds=add_up(learners) - reference_seconds,
         reference_device_seconds=reference_seconds,
         devices=add_up(learners) / longest if longest else 0.0,
         peak_bytes=memory,
-        learning_bytes=sum(memory[role] * role_resources(config, role).num_actors for role in learning_roles),
+        learning_bytes=sum(memory[role] * config.role_resources(role).num_actors for role in learning_roles),
         tokens_generated=generated,
         tokens_trained=trained,
         flops=_flops(config, parameters, generated, trained, passes),
@@ -124,12 +123,10 @@ def model_copies(config: RunConfig) -> tuple[str, ...]:
     algorithm = config.algorithm
     names = ["policy"]
     if isinstance(algorithm, OnlineConfig):
-        names += ["critic"] * isinstance(algorithm, PPOConfig) + ["rollout"]
-        kl = getattr(algorithm, "kl", None)
-        names += ["reference"] * (kl is None or kl.coef > 0)
+        names += ["critic"] * algorithm.has_critic + ["rollout"] + ["reference"] * algorithm.needs_reference
     elif isinstance(algorithm, CollectConfig):
         names = ["rollout"]
-    elif needs_reference(algorithm):
+    elif algorithm.needs_reference:
         names.append("reference")
     if isinstance(algorithm, OnlineConfig | CollectConfig) and isinstance(config.reward, ModelReward):
         names.append("reward")
@@ -152,7 +149,7 @@ def num_parameters(folder: Path) -> int:
 
 
 def _flops(config: RunConfig, parameters: int, generated: int, trained: int, passes: float) -> float:
-    algorithm: Any = config.algorithm
+    algorithm = config.algorithm
     learned = 8 if config.model.gradient_checkpointing else FLOPS_LEARNED
     learners, scorers, seen = 1, 0, 0.0
     if isinstance(algorithm, CollectConfig):
@@ -160,12 +157,11 @@ def _flops(config: RunConfig, parameters: int, generated: int, trained: int, pas
         scorers = int(isinstance(config.reward, ModelReward))
     elif isinstance(algorithm, OnlineConfig):
         copies = model_copies(config)
-        critic = isinstance(algorithm, PPOConfig)  # it also says its values before the update
+        critic = algorithm.has_critic  # it also says its values before the update
         learners += critic
-        old = getattr(algorithm, "old_logprobs", None) == "learner"
-        scorers = ("reference" in copies) + ("reward" in copies) + critic + old
+        scorers = ("reference" in copies) + ("reward" in copies) + critic + algorithm.recomputes_old_logprobs
         seen = generated
-    elif needs_reference(algorithm):
+    elif algorithm.needs_reference:
         scorers, seen = 1, trained / passes
     return float(parameters) * (learned * learners * trained + FLOPS_SCORED * (generated + scorers * seen))
 
@@ -179,22 +175,21 @@ def _passes(folder: Path, steps: int) -> float:
     """Of an offline run over the rows of its dataset, where that is a file on this machine; else 1."""
     config = load_config(folder / "resolved.yaml")
     data = Path(config.data.path)
-    batch = getattr(config.algorithm, "batch_size", None)
-    if batch is None or data.suffix != ".jsonl" or not data.is_file():
+    if not isinstance(config.algorithm, OfflineConfig) or data.suffix != ".jsonl" or not data.is_file():
         return 1.0
     with data.open("rb") as f:
         rows = sum(1 for line in f if line.strip())
-    return steps * batch / min(rows, config.data.max_rows or rows)
+    return steps * config.algorithm.batch_size / min(rows, config.data.max_rows or rows)
 
 
 def _devices(config: RunConfig, role: str) -> float:
     """Devices of all actors of a role."""
-    needed = role_resources(config, role)
-    return needed.num_actors * (needed.num_gpus if uses_gpus(config) else needed.num_cpus)
+    needed = config.role_resources(role)
+    return needed.num_actors * (needed.num_gpus if config.uses_gpus else needed.num_cpus)
 
 
 def _copies(config: RunConfig, role: str) -> int:
-    actors = role_resources(config, role).num_actors
+    actors = config.role_resources(role).num_actors
     sharding = config.learner.sharding
     if role not in ("policy", "critic") or not sharding.splits_model:
         return actors

@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from raylign.compare.budget import budget_settings
-from raylign.compare.exact.runs import BETA
-from raylign.config import RunConfig, load_config
+from raylign.config import ALGORITHMS, RunConfig, load_config
 from raylign.config.compare import CompareConfig, MethodConfig, method_config_path
 from raylign.config.graph import check_graph
 from raylign.config.load import Lines, build_config, read_tree, set_value
@@ -22,8 +21,6 @@ from raylign.controllers.outputs import output_base
 from raylign.errors import ConfigError
 from raylign.files import write_atomic
 
-BETA_KEY = BETA | {"simpo": "algorithm.beta", "orpo": "algorithm.beta", "kto": "algorithm.beta"}
-"""The setting of each algorithm that is the weight of the KL (of what holds it near its start, for simpo and orpo)."""
 EVERY_SAMPLE = 2**31
 
 
@@ -118,10 +115,11 @@ def _recipe(path: Path, spec: CompareConfig, spec_lines: Lines, index: int) -> R
     config = build_config(file, tree, lines, [])
     recipe = Recipe(method, index, file, config, lines)
     name = config.algorithm.name
-    if not method.best_of and name not in BETA_KEY:
+    if not method.best_of and config.algorithm.kl_key is None:
+        usable = [name for name, algorithm in ALGORITHMS.items() if algorithm.kl_key]
         raise ConfigError(
             [
-                f"{recipe.place('algorithm.name')}: algorithm.name: {name} has no beta to compare over; use one of {', '.join(BETA_KEY)}"
+                f"{recipe.place('algorithm.name')}: algorithm.name: {name} has no beta to compare over; use one of {', '.join(usable)}"
             ]
         )
     if config.evaluation is None:
@@ -160,7 +158,9 @@ def _write_run(
         tree |= _best_of(config, setting["n"], spec.evaluation.prompts)
         ours = {key: ours[key] for key in ("name", "seed", "output_dir")}
     else:
-        ours |= {BETA_KEY[config.algorithm.name] if key == "beta" else key: value for key, value in setting.items()}
+        kl_key = config.algorithm.kl_key
+        assert kl_key is not None  # _recipe checks it
+        ours |= {kl_key if key == "beta" else key: value for key, value in setting.items()}
         ours |= budget_settings(spec.budget, config, steps)
     for key, value in ours.items():
         _set(tree, lines, key, value, str(recipe.file))
@@ -174,7 +174,7 @@ def _best_of(config: RunConfig, n: int, prompts: int | None) -> dict[str, Any]:
     """A collect run in the run's place: n samples of every held-out prompt, scored as the evaluation scores."""
     assert config.evaluation is not None
     data = config.evaluation.data.model_copy(update={"max_rows": prompts} if prompts else {})
-    reward = config.evaluation.reward or config.reward
+    reward = config.evaluation_reward
     assert reward is not None  # RunConfig checks it
     algorithm = {"name": "collect", "rows": None, "samples_per_prompt": n, "keep": "all", "prompts_per_step": 256}
     return {

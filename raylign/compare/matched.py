@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raylign.compare.expand import Recipe
-from raylign.config import PAIR_READERS, RunConfig
+from raylign.config import PolicyGradientConfig, RunConfig
 from raylign.config.graph import upstream_configs
 from raylign.config.load import value_at
 from raylign.controllers.run_folders import differing
@@ -67,7 +67,7 @@ def _preferences(recipes: Sequence[Recipe]) -> list[str]:
 
 def preferences_of(config: RunConfig) -> tuple[str, str] | None:
     """(place, dataset) of the preference pairs behind a run; None if it needs none."""
-    if config.algorithm.name in PAIR_READERS:
+    if config.algorithm.learns_from_preferences:
         return "data.path", config.data.path
     if config.reward and config.reward.type == "model" and config.reward.path.startswith("run:"):
         model = upstream_configs(config)[config.reward.path]
@@ -79,8 +79,9 @@ def _kl_in_reward(recipes: Sequence[Recipe]) -> list[str]:
     """A beta that moves by itself is no setting to compare over."""
     problems = []
     for recipe in recipes:
-        kl: Any = getattr(recipe.config.algorithm, "kl", None)
-        if kl is not None and kl.controller == "adaptive" and not recipe.method.best_of:
+        algorithm = recipe.config.algorithm
+        moves = isinstance(algorithm, PolicyGradientConfig) and algorithm.kl.controller == "adaptive"
+        if moves and not recipe.method.best_of:
             problems.append(
                 f"{recipe.place('algorithm.kl.controller')}: algorithm.kl.controller: adaptive moves the beta that is compared "
                 "over; set fixed or annealed"
@@ -91,8 +92,7 @@ def _kl_in_reward(recipes: Sequence[Recipe]) -> list[str]:
 def value_of(config: RunConfig, dotted: str) -> Any:
     """A setting as plain data. Where `evaluation.reward` is not set, the run's own reward judges."""
     if dotted == "evaluation.reward":
-        assert config.evaluation is not None  # read_recipes checks it
-        reward = config.evaluation.reward or config.reward
+        reward = config.evaluation_reward
         return reward and reward.model_dump(mode="json")
     return value_at(config.model_dump(mode="json"), dotted)
 

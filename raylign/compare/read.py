@@ -14,7 +14,6 @@ from raylign.compare.expand import PlannedRun
 from raylign.compare.records import Point, RunRecord, StageUse
 from raylign.compare.samples import read_samples
 from raylign.config import CollectConfig, OnlineConfig, RunConfig
-from raylign.controllers.roles import evaluation_reward
 from raylign.tracking import read_metrics
 
 
@@ -61,7 +60,7 @@ def read_record(planned: PlannedRun, folder: Path, stages: Sequence[Path]) -> Ru
         finished=found["after"]["finished"],
         learned_reward=config.reward is not None
         and config.reward.type == "model"
-        and evaluation_reward(config) != config.reward,
+        and config.evaluation_reward != config.reward,
         optimizer_steps=_updates(config, summary["steps"]),
         curve=_curve(config, folder, summary, common["cost"]),
         before=read_samples(config, folder / "evaluations" / "before_samples.jsonl"),

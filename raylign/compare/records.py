@@ -11,7 +11,7 @@ from typing import Any
 
 from raylign.compare.costing import Cost
 from raylign.compare.samples import Sample
-from raylign.config import OFFLINE
+from raylign.config import ALGORITHMS, CollectConfig, OfflineConfig
 from raylign.files import write_atomic
 
 _NUMBERS = ("score_before", "score_after", "length_before", "length_after", "finished")
@@ -77,9 +77,13 @@ class RunRecord:
 
 def split_reference_pass_cost(rows: Sequence[RunRecord]) -> list[RunRecord]:
     """Divide what offline runs held for the logprobs of the reference among all that read them (see `costing`)."""
-    users = {row.id for row in rows if row.cost and row.algorithm in OFFLINE and "reference" in row.cost.copies_of}
+    users = {row.id for row in rows if row.cost and _is_offline(row) and "reference" in row.cost.copies_of}
     total = sum(row.cost.reference_device_seconds for row in rows if row.cost and row.id in users)
     return [_with_more(row, total / len(users)) if row.id in users else row for row in rows]
+
+
+def _is_offline(row: RunRecord) -> bool:
+    return issubclass(ALGORITHMS.get(row.algorithm, CollectConfig), OfflineConfig)
 
 
 def _with_more(row: RunRecord, device_seconds: float) -> RunRecord:

@@ -1,16 +1,13 @@
 """What a run is: frozen pydantic classes and their loader. Imports no torch, ray or vllm."""
 
 from raylign.config.algorithm import (
-    OFFLINE,
-    ONLINE,
-    PAIR_READERS,
-    CollectConfig,
+    ALGORITHMS,
     OfflineAlgorithm,
     OnlineAlgorithm,
-    PairAlgorithm,
     PolicyGradientAlgorithm,
 )
 from raylign.config.base import Config
+from raylign.config.collect import CollectConfig
 from raylign.config.data import DataConfig
 from raylign.config.learner import LearnerConfig, ShardingConfig
 from raylign.config.load import load_config, parse_config
@@ -20,11 +17,13 @@ from raylign.config.offline import (
     KTOConfig,
     OfflineConfig,
     ORPOConfig,
+    PreferenceConfig,
     RewardModelConfig,
     SFTConfig,
     SimPOConfig,
 )
 from raylign.config.online import (
+    CriticAlgorithm,
     CriticConfig,
     GRPOConfig,
     ImportanceConfig,
@@ -52,14 +51,15 @@ from raylign.config.roles import (
 )
 from raylign.config.run import CheckpointConfig, RunConfig, TrackingConfig, WandbConfig
 from raylign.config.task import ExactTask, SentimentTask, SummarizeTask, TaskConfig
+from raylign.config.traits import Algorithm
 
 __all__ = [
-    "OFFLINE",
-    "ONLINE",
-    "PAIR_READERS",
+    "ALGORITHMS",
+    "Algorithm",
     "CheckpointConfig",
     "CollectConfig",
     "Config",
+    "CriticAlgorithm",
     "CriticConfig",
     "DPOConfig",
     "DataConfig",
@@ -85,10 +85,10 @@ __all__ = [
     "OptimizerConfig",
     "OverlongConfig",
     "PPOConfig",
-    "PairAlgorithm",
     "PlacementConfig",
     "PolicyGradientAlgorithm",
     "PolicyGradientConfig",
+    "PreferenceConfig",
     "RLOOConfig",
     "ReinforcePPConfig",
     "RewardConfig",

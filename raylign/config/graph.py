@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raylign.config.algorithm import PAIR_READERS, CollectConfig
+from raylign.config.collect import CollectConfig
 from raylign.config.load import load_config
 from raylign.config.run import RunConfig
 from raylign.errors import ConfigError
@@ -59,18 +59,18 @@ def _check_task_has(place: str, value: str) -> None:
 
 
 def _check_makes(upstream: RunConfig, place: str, value: str) -> None:
-    makes = upstream.algorithm.name
+    makes, name = upstream.algorithm.makes, upstream.algorithm.name
     wanted = "a dataset, from a collect run"
     if place.endswith("data.path"):
-        fits = makes == "collect"
+        fits = makes == "dataset"
     elif place.endswith("reward.path"):
         fits, wanted = makes == "reward_model", "a reward model, from a reward_model run"
     else:
-        fits, wanted = makes not in ("collect", "reward_model"), "a language model, from an sft, dpo, ppo, ... run"
+        fits, wanted = makes == "policy", "a language model, from an sft, dpo, ppo, ... run"
     if place == "algorithm.critic.path":
         fits = fits or makes == "reward_model"
     if not fits:
-        raise ConfigError([f"{place}: {value} is a {makes} run; needed is {wanted}"])
+        raise ConfigError([f"{place}: {value} is a {name} run; needed is {wanted}"])
 
 
 def _check_keeps(config: RunConfig, upstream: RunConfig, place: str, value: str) -> None:
@@ -78,17 +78,17 @@ def _check_keeps(config: RunConfig, upstream: RunConfig, place: str, value: str)
     loader: with {completion: chosen} pairs are completions."""
     if not isinstance(upstream.algorithm, CollectConfig):
         return
-    keep, reader = upstream.algorithm.keep, config.algorithm.name
+    keep, reader = upstream.algorithm.keep, config.algorithm
     data = config.evaluation.data if config.evaluation and place.startswith("evaluation.") else config.data
-    if data.columns or (data is not config.data and reader != "reward_model"):
+    if data.columns or (data is not config.data and reader.held_out_reads != "pairs"):
         return
-    if reader in PAIR_READERS and keep != "pairs":
+    if reader.learns_from_preferences and keep != "pairs":
         raise ConfigError(
             [
-                f"{place}: {value} keeps single completions (algorithm.keep: {keep}); {reader} needs pairs; set "
+                f"{place}: {value} keeps single completions (algorithm.keep: {keep}); {reader.name} needs pairs; set "
                 "algorithm.keep: pairs there"
             ]
         )
-    if reader == "sft" and keep == "pairs":
+    if reader.reads == "sequences" and keep == "pairs":
         fix = "set algorithm.keep: best there, or data.columns: {completion: chosen, finished: chosen_finished} here"
-        raise ConfigError([f"{place}: {value} keeps pairs, and sft learns single completions; {fix}"])
+        raise ConfigError([f"{place}: {value} keeps pairs, and {reader.name} learns single completions; {fix}"])

@@ -1,11 +1,11 @@
 """Algorithms that read a dataset: SFT, reward model, DPO and its relatives."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raylign.config.base import Config
 from raylign.config.model import OptimizerConfig
+from raylign.config.traits import LEARNER_METRICS, Algorithm, Headline, Makes, Reads, pair_metrics
 
 DPOLoss = Literal["sigmoid", "robust", "ipo", "hinge"]
 
@@ -18,7 +18,11 @@ def check_label_smoothing(loss: DPOLoss, label_smoothing: float) -> None:
         raise ValueError("label_smoothing: robust corrects for it and without it is plain DPO; set it above 0")
 
 
-class OfflineConfig(Config):
+class OfflineConfig(Algorithm):
+    """Settings of the offline loop, shared by all algorithms that read a dataset."""
+
+    makes: ClassVar[Makes] = "policy"
+
     epochs: int = Field(default=1, ge=1)
     """Passes over the dataset."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -26,33 +30,68 @@ class OfflineConfig(Config):
     batch_size: int = Field(default=64, ge=1)
     """Rows (pairs, for pairwise algorithms) in each optimizer step."""
 
+    def num_steps(self, num_rows: int) -> int:
+        """Return the optimizer steps of a run over `num_rows` rows."""
+        steps = self.epochs * -(-num_rows // self.batch_size)
+        return min(steps, self.max_steps or steps)
+
+    def step_metrics(self) -> set[str]:
+        return {*LEARNER_METRICS, f"{self.algorithm_name()}/loss"}
+
 
 class SFTConfig(OfflineConfig):
     """Supervised fine-tuning: cross-entropy of the completion tokens."""
 
+    reads: ClassVar[Reads] = "sequences"
+    learner: ClassVar[str | None] = "raylign.learners.sft:SFTLearner"
+    kl_key: ClassVar[str | None] = None
+    headline: ClassVar[Headline] = (("sft/nll", "nll"),)
+
     name: Literal["sft"]
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, warmup_ratio=0.05, schedule="cosine")
+
+    def step_metrics(self) -> set[str]:
+        return super().step_metrics() | {"sft/nll"}
 
 
 class RewardModelConfig(OfflineConfig):
     """Reward model by the Bradley-Terry likelihood of the preferred completion (Ouyang et al. 2022, eq. 1)."""
+
+    reads: ClassVar[Reads] = "pairs"
+    makes: ClassVar[Makes] = "reward_model"
+    learner: ClassVar[str | None] = "raylign.learners.reward_model:RewardModelLearner"
+    kl_key: ClassVar[str | None] = None
+    headline: ClassVar[Headline] = (("reward_model/accuracy", "accuracy"), ("reward_model/loss", "loss"))
 
     name: Literal["reward_model"]
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, warmup_ratio=0.05, schedule="linear")
     margin: bool = False
     """Ask for a difference of scores of at least the row's `margin` column (Touvron et al. 2023, eq. 2)."""
 
+    def step_metrics(self) -> set[str]:
+        names = ("accuracy", "margin", "chosen_score")
+        return super().step_metrics() | {f"reward_model/{name}" for name in names}
+
 
 class PreferenceConfig(OfflineConfig):
-    """What the algorithms on pairs share."""
+    """Settings shared by the algorithms that learn a policy from preference pairs."""
+
+    reads: ClassVar[Reads] = "pairs"
+    kl_key: ClassVar[str | None] = "algorithm.beta"
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, warmup_ratio=0.1, schedule="linear")
     sft_coef: float = Field(default=0.0, ge=0)
     """Weight of an SFT term on the chosen completion: its negative logprob per token (Pang et al. 2024)."""
 
+    def step_metrics(self) -> set[str]:
+        return super().step_metrics() | pair_metrics(self.algorithm_name()) | ({"sft/nll"} if self.sft_coef else set())
+
 
 class DPOConfig(PreferenceConfig):
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7) and the losses of its form."""
+
+    learner: ClassVar[str | None] = "raylign.learners.preference:DPOLearner"
+    headline: ClassVar[Headline] = (("dpo/accuracy", "accuracy"), ("dpo/loss", "loss"), ("dpo/margin", "margin"))
 
     name: Literal["dpo"]
     beta: float = Field(default=0.1, gt=0)
@@ -66,6 +105,11 @@ class DPOConfig(PreferenceConfig):
     """Logprobs per token instead of per completion, in policy and reference. IPO always does so when this is set; its
     paper sums."""
 
+    @property
+    def needs_reference(self) -> bool:
+        """True: the implicit reward is a log ratio to the reference."""
+        return True
+
     @model_validator(mode="after")
     def _smoothing_is_read(self):
         check_label_smoothing(self.loss, self.label_smoothing)
@@ -74,6 +118,9 @@ class DPOConfig(PreferenceConfig):
 
 class SimPOConfig(PreferenceConfig):
     """Simple preference optimisation: no reference, logprobs per token, a target margin (Meng et al. 2024, eq. 6)."""
+
+    learner: ClassVar[str | None] = "raylign.learners.preference:SimPOLearner"
+    headline: ClassVar[Headline] = (("simpo/accuracy", "accuracy"), ("simpo/loss", "loss"))
 
     name: Literal["simpo"]
     beta: float = Field(default=2.0, gt=0)
@@ -85,15 +132,26 @@ class SimPOConfig(PreferenceConfig):
 class ORPOConfig(PreferenceConfig):
     """Odds ratio preference optimisation: SFT on the chosen and an odds ratio, no reference (Hong et al. 2024, eq. 6)."""
 
+    learner: ClassVar[str | None] = "raylign.learners.preference:ORPOLearner"
+    headline: ClassVar[Headline] = (("orpo/accuracy", "accuracy"), ("orpo/loss", "loss"))
+
     name: Literal["orpo"]
     beta: float = Field(default=0.1, gt=0)
     """Weight of the odds ratio beside the SFT loss (lambda in the paper)."""
     sft_coef: float = Field(default=1.0, gt=0)
     """Weight of the SFT loss, which is part of the method."""
 
+    def step_metrics(self) -> set[str]:
+        return super().step_metrics() - {"orpo/chosen_reward", "orpo/rejected_reward"}
+
 
 class KTOConfig(OfflineConfig):
     """Kahneman-Tversky optimisation on single completions marked good or bad (Ethayarajh et al. 2024, eq. 8)."""
+
+    reads: ClassVar[Reads] = "labelled"
+    learner: ClassVar[str | None] = "raylign.learners.kto:KTOLearner"
+    kl_key: ClassVar[str | None] = "algorithm.beta"
+    headline: ClassVar[Headline] = (("kto/accuracy", "accuracy"), ("kto/loss", "loss"))
 
     name: Literal["kto"]
     batch_size: int = Field(default=64, ge=2)
@@ -105,3 +163,12 @@ class KTOConfig(OfflineConfig):
     """Weight of the rows marked good."""
     undesirable_weight: float = Field(default=1.0, gt=0)
     """Weight of the rows marked bad; the paper balances weight x count of both kinds within 1 to 4/3."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """True: the implicit reward is a log ratio to the reference."""
+        return True
+
+    def step_metrics(self) -> set[str]:
+        own = ("desirable_reward", "undesirable_reward", "accuracy", "kl", "num_desirable", "num_undesirable")
+        return super().step_metrics() | {f"kto/{n}" for n in own} | {"logprobs/desirable", "logprobs/undesirable"}

@@ -1,12 +1,22 @@
 """Algorithms that sample while they learn: PPO, GRPO, RLOO, REINFORCE++ and online DPO."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from raylign.config.base import Config
 from raylign.config.model import OptimizerConfig
 from raylign.config.offline import DPOLoss, check_label_smoothing
+from raylign.config.traits import (
+    ENGINE_METRICS,
+    LEARNER_METRICS,
+    OPTIMIZER_METRICS,
+    Algorithm,
+    Headline,
+    Makes,
+    Reads,
+    pair_metrics,
+)
 
 
 class KLConfig(Config):
@@ -72,8 +82,12 @@ class ImportanceConfig(Config):
     """One weight a token, or one a completion (the product over its tokens)."""
 
 
-class OnlineConfig(Config):
-    """What the loop of every online algorithm reads."""
+class OnlineConfig(Algorithm):
+    """Settings of the online loop, shared by all algorithms that sample while they learn."""
+
+    reads: ClassVar[Reads] = "prompts"
+    makes: ClassVar[Makes] = "policy"
+    headline: ClassVar[Headline] = (("reward/mean", "reward"),)
 
     steps: int = Field(default=100, ge=1)
     """Rollout + update rounds."""
@@ -94,9 +108,40 @@ class OnlineConfig(Config):
     max_staleness: int = Field(default=0, ge=0)
     """Rounds of samples that may be generated ahead of the weights; 0 is synchronous and bit-reproducible."""
 
+    @property
+    def samples_per_step(self) -> int:
+        """Completions sampled in each round."""
+        return self.prompts_per_step * self.samples_per_prompt
+
+    @property
+    def recomputes_old_logprobs(self) -> bool:
+        """True if the learner scores the samples again before it learns from them."""
+        return False
+
+    @property
+    def max_extra_batches(self) -> int:
+        """Further batches of prompts that a step may sample to replace groups that teach nothing."""
+        return 0
+
+    def num_steps(self, num_rows: int) -> int:
+        """Return `steps`, whatever the size of the data: prompts are sampled again."""
+        return self.steps
+
+    def num_optimizer_steps(self, num_rows: int) -> int:
+        return self.steps * self.epochs * self.minibatches
+
+    def step_metrics(self) -> set[str]:
+        names = {*LEARNER_METRICS, *ENGINE_METRICS, "policy/loss", "time/sync", "time/export_weights"}
+        names |= {"reward/mean", "reward/std", "completion/length", "completion/finished", "time/idle_fraction"}
+        return names | ({"kl/k1", "kl/k3", "time/ref_logprobs"} if self.needs_reference else set())
+
 
 class PolicyGradientConfig(OnlineConfig):
     """The clipped policy gradient; the algorithms below differ in where their advantages come from."""
+
+    learner: ClassVar[str | None] = "raylign.learners.policy_gradient:PolicyGradientLearner"
+    kl_key: ClassVar[str | None] = "algorithm.kl.coef"
+    computes_entropy: ClassVar[bool] = True
 
     kl: KLConfig = KLConfig()
     clip_range: float = Field(default=0.2, gt=0, lt=1)
@@ -120,6 +165,28 @@ class PolicyGradientConfig(OnlineConfig):
     importance: ImportanceConfig | None = None
     """Needs old_logprobs: learner, which it compares with the engine's."""
 
+    @property
+    def needs_reference(self) -> bool:
+        """True if a KL is measured against the reference."""
+        return self.kl.coef > 0
+
+    @property
+    def recomputes_old_logprobs(self) -> bool:
+        return self.old_logprobs == "learner"
+
+    def step_metrics(self) -> set[str]:
+        names = super().step_metrics() | {"kl/coef"}
+        names |= {f"policy/{name}" for name in ("clip_fraction", "approx_kl", "ratio", "entropy")}
+        if self.kl.where == "loss" and self.kl.coef > 0:
+            names |= {"policy/kl_loss"}
+        if self.recomputes_old_logprobs:
+            names |= {"logprob_gap/p50", "logprob_gap/p99", "logprob_gap/max", "time/logprobs"}
+        if self.dual_clip:
+            names |= {"policy/dual_clip_fraction"}
+        if self.importance:
+            names |= {"policy/importance"}
+        return names | ({"rollout/groups"} if self.max_extra_batches else set())
+
     @model_validator(mode="after")
     def _comparable(self):
         if self.importance and self.old_logprobs == "engine":
@@ -129,11 +196,27 @@ class PolicyGradientConfig(OnlineConfig):
         return self
 
 
-class PPOConfig(PolicyGradientConfig):
+class CriticAlgorithm(PolicyGradientConfig):
+    """A policy gradient whose advantages come from a critic."""
+
+    critic: CriticConfig = CriticConfig()
+
+    @property
+    def has_critic(self) -> bool:
+        return True
+
+    def step_metrics(self) -> set[str]:
+        names = super().step_metrics() | {f"critic/{name}" for name in ("loss", *OPTIMIZER_METRICS)}
+        return names | {"value/mean", "value/error", "value/clip_fraction", "time/values", "time/update_critic"}
+
+    def model_paths(self) -> list[tuple[str, str]]:
+        return [("algorithm.critic.path", self.critic.path)] if self.critic.path else []
+
+
+class PPOConfig(CriticAlgorithm):
     """Proximal policy optimisation with a critic (Schulman et al. 2017; Ouyang et al. 2022)."""
 
     name: Literal["ppo"]
-    critic: CriticConfig = CriticConfig()
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
@@ -168,6 +251,10 @@ class GRPOConfig(GroupConfig):
     """Leave out groups whose scores are all equal, and sample up to this many further rounds of prompts to replace
     them (DAPO); 0 keeps them."""
 
+    @property
+    def max_extra_batches(self) -> int:
+        return self.dynamic_sampling
+
     @model_validator(mode="after")
     def _in_order(self):
         if self.dynamic_sampling and self.max_staleness:
@@ -194,6 +281,9 @@ class ReinforcePPConfig(PolicyGradientConfig):
 class OnlineDPOConfig(OnlineConfig):
     """DPO on pairs sampled from the present policy and labelled by the reward source (Guo et al. 2024)."""
 
+    learner: ClassVar[str | None] = "raylign.learners.online_dpo:OnlineDPOLearner"
+    kl_key: ClassVar[str | None] = "algorithm.beta"
+
     name: Literal["online_dpo"]
     samples_per_prompt: int = Field(default=2, ge=2, multiple_of=2)
     """Completions of each prompt; neighbours make a pair."""
@@ -206,6 +296,18 @@ class OnlineDPOConfig(OnlineConfig):
     label: Literal["bradley_terry", "soft", "best"] = "soft"
     """bradley_terry: chosen with probability sigmoid(difference of scores), as a person would err; soft: both orders,
     weighted by that probability, which is its expectation without the noise; best: the higher score."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """True: DPO's implicit reward is a log ratio to the reference."""
+        return True
+
+    @property
+    def samples_per_item(self) -> int:
+        return 2
+
+    def step_metrics(self) -> set[str]:
+        return super().step_metrics() | pair_metrics("dpo") | {"online_dpo/pairs"}
 
     @model_validator(mode="after")
     def _read(self):

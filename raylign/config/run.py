@@ -4,13 +4,21 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from raylign.config.algorithm import AlgorithmConfig, CollectConfig
+from raylign.config.algorithm import AlgorithmConfig
 from raylign.config.base import Config
+from raylign.config.collect import CollectConfig
 from raylign.config.data import DataConfig
 from raylign.config.learner import LearnerConfig
 from raylign.config.model import ModelConfig
 from raylign.config.online import OnlineConfig
-from raylign.config.roles import EvaluationConfig, LimitsConfig, PlacementConfig, RewardConfig, RolloutConfig
+from raylign.config.roles import (
+    EvaluationConfig,
+    LimitsConfig,
+    PlacementConfig,
+    RewardConfig,
+    RoleResources,
+    RolloutConfig,
+)
 from raylign.config.task import TaskConfig
 
 
@@ -92,7 +100,7 @@ class RunConfig(Config):
                     f"algorithm.overlong.buffer: {overlong.buffer} is more than rollout.sampling.max_tokens {longest}; "
                     "lower it"
                 )
-            samples = self.algorithm.prompts_per_step * self.algorithm.samples_per_prompt
+            samples = self.algorithm.samples_per_step
             if self.algorithm.minibatches > samples:
                 raise ValueError(
                     f"algorithm.minibatches: {self.algorithm.minibatches} is more than the {samples} samples of a step"
@@ -101,7 +109,7 @@ class RunConfig(Config):
         self._check_adapter()
         self._check_colocation()
         self._check_engine_gpus()
-        if self.evaluation and algorithm != "reward_model" and not (self.evaluation.reward or self.reward):
+        if self.evaluation and self.algorithm.makes != "reward_model" and not self.evaluation_reward:
             raise ValueError("evaluation.reward: nothing scores the evaluation; set it or the run's reward")
         if self.task is None:
             for place, value in self.sources():
@@ -116,8 +124,9 @@ class RunConfig(Config):
     def _check_ranks(self) -> None:
         """The ranks of each learner come in whole copies of the model."""
         sharding = self.learner.sharding
-        for role in ("policy", *(["critic"] if self.algorithm.name == "ppo" else [])):
-            ranks = getattr(self.placement, role).num_actors
+        roles = ["policy", "critic"] if self.algorithm.has_critic else ["policy"]
+        for role in roles:
+            ranks = self.role_resources(role).num_actors
             copy = (sharding.shard_size or 1) * sharding.tensor_parallel
             if ranks % copy:
                 raise ValueError(
@@ -148,7 +157,7 @@ class RunConfig(Config):
                 f"placement.rollout.num_actors: colocated engines sit beside policy ranks; set {ranks}, not {engines}"
             )
         for role in ("policy", "critic", "rollout", "reference", "reward"):
-            if getattr(self.placement, role).num_gpus > 1:
+            if self.role_resources(role).num_gpus > 1:
                 raise ValueError(
                     f"placement.{role}.num_gpus: colocated actors take turns on one GPU; set 1 and more num_actors, or "
                     "placement.mode: disaggregated"
@@ -181,6 +190,57 @@ class RunConfig(Config):
             found.append(("evaluation.data.path", self.evaluation.data.path))
             if self.evaluation.reward and self.evaluation.reward.type == "model":
                 found.append(("evaluation.reward.path", self.evaluation.reward.path))
-        if self.algorithm.name == "ppo" and self.algorithm.critic.path:
-            found.append(("algorithm.critic.path", self.algorithm.critic.path))
-        return found
+        return found + self.algorithm.model_paths()
+
+    @property
+    def evaluation_reward(self) -> RewardConfig | None:
+        """What scores the held-out completions: the evaluation's own reward, else the run's."""
+        return (self.evaluation and self.evaluation.reward) or self.reward
+
+    @property
+    def rollout_dtype(self) -> Literal["float32", "bfloat16"]:
+        """Precision of the engines' weights."""
+        return self.model.compute_dtype if self.rollout.dtype == "auto" else self.rollout.dtype
+
+    @property
+    def num_shards(self) -> int:
+        """Parts that the prompts of a step are cut into, whatever engines there are at the moment."""
+        elastic = self.rollout.elastic
+        most = elastic.max_engines if elastic else self.placement.rollout.num_actors
+        return max(self.rollout.shards_per_step, most)
+
+    @property
+    def phases(self) -> tuple[tuple[str, ...], ...]:
+        """Roles that are placed together, phase after phase, with everything that the run may have to do itself."""
+        if isinstance(self.algorithm, CollectConfig):
+            return (("rollout", "reward"),)
+        if isinstance(self.algorithm, OnlineConfig):
+            return (self._online_roles,)
+        reference: tuple[str, ...] = ("reference",) if self.algorithm.needs_reference else ()
+        if self.evaluation is None or self.algorithm.makes == "reward_model":
+            return (("policy", *reference),)
+        return (("policy", *reference), ("rollout", "evaluator", *reference))
+
+    @property
+    def _online_roles(self) -> tuple[str, ...]:
+        evaluates_apart = self.evaluation is not None and self.evaluation_reward != self.reward
+        wanted = {
+            "policy": True,
+            "critic": self.algorithm.has_critic,
+            "reward": True,
+            "rollout": True,
+            "reference": self.algorithm.needs_reference,
+            "evaluator": evaluates_apart,
+        }
+        return tuple(role for role, is_wanted in wanted.items() if is_wanted)
+
+    def role_resources(self, role: str) -> RoleResources:
+        """Return what each actor of a role gets. An evaluator scores held-out samples and is as large as a reward actor."""
+        if role == "evaluator":
+            return self.placement.reward.model_copy(update={"num_actors": 1})
+        return getattr(self.placement, role)
+
+    @property
+    def uses_gpus(self) -> bool:
+        """True if any role of the run is given a GPU, or a part of one."""
+        return any(self.role_resources(role).num_gpus > 0 for phase in self.phases for role in phase)

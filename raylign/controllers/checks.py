@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from raylign.config import ModelConfig, OnlineConfig, RunConfig
+from raylign.config import ModelConfig, RunConfig
 from raylign.controllers.stages import Stage
 from raylign.errors import ConfigError
 from raylign.models.description import Shape, shape
@@ -49,9 +49,8 @@ def _splits(config: RunConfig) -> Iterator[tuple[str, int, ModelConfig, Fits]]:
     yield "rollout.pipeline_parallel", rollout.pipeline_parallel, config.model, _layers_fit
     place = "learner.sharding.tensor_parallel"
     yield place, sharding.tensor_parallel, config.model, learner_fits
-    if isinstance(config.algorithm, OnlineConfig) and config.algorithm.name == "ppo" and config.algorithm.critic.path:
-        critic = config.model.model_copy(update={"path": config.algorithm.critic.path})
-        yield place, sharding.tensor_parallel, critic, learner_fits
+    for _, path in config.algorithm.model_paths():
+        yield place, sharding.tensor_parallel, config.model.model_copy(update={"path": path}), learner_fits
 
 
 def engine_fits(of_model: Shape, size: int) -> bool:

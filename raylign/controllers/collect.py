@@ -14,7 +14,6 @@ from raylign.config import CollectConfig
 from raylign.controllers.context import Run
 from raylign.controllers.keeper import Keeper
 from raylign.controllers.roles import Roles
-from raylign.controllers.sampling import num_shards
 from raylign.data.sampler import Sampler
 from raylign.errors import Interrupted, RaylignError
 from raylign.files import write_atomic
@@ -35,7 +34,7 @@ def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef
     parts.mkdir(exist_ok=True)
     # Batches end with the epoch: the seed of a sample is of (step, prompt, sample), so a prompt that stood twice in one
     # step would give the same completions twice.
-    sampler = Sampler(num_prompts, _batch_size(algorithm), run.config.seed)
+    sampler = Sampler(num_prompts, algorithm.batch_size, run.config.seed)
     keeper = Keeper(run, roles)
     run.view.status("sampling")
     kept: list[Row] = []
@@ -68,14 +67,6 @@ def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef
     return run.folder / algorithm.file_name
 
 
-def num_collect_steps(algorithm: CollectConfig, num_prompts: int) -> int:
-    """Steps of `collect`, if no row is left out."""
-    needed = num_prompts if algorithm.rows is None else -(-algorithm.rows // algorithm.rows_per_prompt)
-    epochs, rest = divmod(needed, num_prompts)
-    size = _batch_size(algorithm)
-    return epochs * -(-num_prompts // size) + -(-rest // size)
-
-
 def num_parts(folder: Path) -> int:
     """Steps of `collect` that were done in this run directory; 0 for other runs."""
     return len(list(_parts(folder).glob("*.jsonl")))
@@ -83,12 +74,6 @@ def num_parts(folder: Path) -> int:
 
 def _parts(folder: Path) -> Path:
     return folder / "parts"
-
-
-def _batch_size(algorithm: CollectConfig) -> int:
-    if algorithm.rows is None:
-        return algorithm.prompts_per_step
-    return min(algorithm.prompts_per_step, -(-algorithm.rows // algorithm.rows_per_prompt))
 
 
 def _enough(algorithm: CollectConfig, num_rows: int, num_steps: int, steps_per_epoch: int) -> bool:
@@ -100,7 +85,7 @@ def _sample(
 ) -> list[Row]:
     """Rows of one step; a shard is scored while the next one is generated."""
     roles, config = keeper.roles, keeper.run.config
-    shards = np.array_split(prompt_rows, min(len(prompt_rows), num_shards(config, roles)))
+    shards = np.array_split(prompt_rows, min(len(prompt_rows), config.num_shards))
 
     def submit() -> list[ObjectRef]:
         jobs = roles["rollout"].submit_parts(

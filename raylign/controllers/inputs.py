@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raylign.config import ONLINE, DataConfig, RewardModelConfig, RunConfig
+from raylign.config import DataConfig, RewardModelConfig, RunConfig
+from raylign.config.traits import Reads
 from raylign.data import load_labelled, load_pairs, load_prompts, load_sequences
 from raylign.errors import UserError
 from raylign.models.description import context_length, load_tokenizer
@@ -12,16 +13,6 @@ from raylign.types import Dataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-KIND = dict.fromkeys((*ONLINE, "collect"), "prompts") | {
-    "sft": "sequences",
-    "reward_model": "pairs",
-    "dpo": "pairs",
-    "simpo": "pairs",
-    "orpo": "pairs",
-    "kto": "labelled",
-}
-"""What each algorithm reads."""
 
 
 def load_inputs(config: RunConfig) -> tuple[Dataset, Dataset | None]:
@@ -32,12 +23,10 @@ def load_inputs(config: RunConfig) -> tuple[Dataset, Dataset | None]:
     """
     tokenizer = load_tokenizer(config.model)
     context = context_length(config.model)
-    kind = KIND[config.algorithm.name]
-    train = _load(kind, config.data, tokenizer, config, context)
+    train = _load(config.algorithm.reads, config.data, tokenizer, config, context)
     if config.evaluation is None:
         return train, None
-    held_out = "pairs" if config.algorithm.name == "reward_model" else "prompts"
-    return train, _load(held_out, config.evaluation.data, tokenizer, config, context)
+    return train, _load(config.algorithm.held_out_reads, config.evaluation.data, tokenizer, config, context)
 
 
 def prompt_limit(config: RunConfig, context: int) -> int:
@@ -52,7 +41,9 @@ def prompt_limit(config: RunConfig, context: int) -> int:
     return limit
 
 
-def _load(kind: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: RunConfig, context: int) -> Dataset:
+def _load(
+    kind: Reads, data: DataConfig, tokenizer: PreTrainedTokenizerBase, config: RunConfig, context: int
+) -> Dataset:
     match kind:
         case "prompts":
             return load_prompts(data, tokenizer, prompt_limit(config, context))

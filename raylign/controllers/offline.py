@@ -32,7 +32,7 @@ class OfflineLoop:
     def __init__(self, run: Run, roles: Roles, algorithm: OfflineAlgorithm, num_rows: int) -> None:
         self.run, self.roles = run, roles
         self.sampler = Sampler(num_rows, algorithm.batch_size, run.config.seed)
-        self.num_steps = num_steps(algorithm, num_rows)
+        self.num_steps = algorithm.num_steps(num_rows)
         self.step = 0
 
     def set_data(self, data: ObjectRef, ref_logprobs: tuple[FloatArray, FloatArray] | None) -> None:
@@ -78,12 +78,6 @@ class OfflineLoop:
         return self.run.waiter.fetch(
             refs, timeout=timeout, waiting_for=f"step {self.step + 1}, {phase} (limits.{phase})"
         )
-
-
-def num_steps(algorithm: OfflineAlgorithm, num_rows: int) -> int:
-    """Optimizer steps of a run over `num_rows` rows."""
-    steps = algorithm.epochs * -(-num_rows // algorithm.batch_size)
-    return min(steps, algorithm.max_steps or steps)
 
 
 def reference_logprobs(

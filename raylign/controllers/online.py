@@ -29,12 +29,12 @@ from ray import ObjectRef
 
 from raylign.actors.waiting import ActorLost
 from raylign.algorithms.kl_controller import AdaptiveKL, AnnealedKL, FixedKL
-from raylign.config import KLConfig, OnlineAlgorithm
+from raylign.config import KLConfig, OnlineAlgorithm, OnlineDPOConfig
 from raylign.controllers.commits import MERGED
 from raylign.controllers.context import Run
 from raylign.controllers.evaluate import Evaluation, evaluate
 from raylign.controllers.keeper import Keeper
-from raylign.controllers.roles import Roles, rollout_dtype
+from raylign.controllers.roles import Roles
 from raylign.controllers.sampling import Pending, Sampling
 from raylign.controllers.turns import Turns
 from raylign.data.sampler import Sampler
@@ -48,7 +48,7 @@ class OnlineLoop:
     ) -> None:
         self.run, self.roles, self.algorithm = run, roles, algorithm
         self.sampler = Sampler(num_prompts, algorithm.prompts_per_step, run.config.seed, wrap=True)
-        self.kl = FixedKL(0.0) if algorithm.name == "online_dpo" else kl_controller(algorithm.kl)
+        self.kl = FixedKL(0.0) if isinstance(algorithm, OnlineDPOConfig) else kl_controller(algorithm.kl)
         self.step = 0  # finished steps; also the version of the policy
         self.num_batches = 0  # of prompts, learned from: what a resumed run goes on behind
         self.keeper = Keeper(run, roles)
@@ -69,7 +69,7 @@ class OnlineLoop:
             metrics |= self.update(experience)
             self.step += 1
             metrics |= self.sync()
-            self.kl.update(metrics.get("kl/k1", 0.0), algorithm.prompts_per_step * algorithm.samples_per_prompt)
+            self.kl.update(metrics.get("kl/k1", 0.0), algorithm.samples_per_step)
             self.run.log(self.step, metrics | self.pop_metrics(time.perf_counter() - start))
             if held_out is not None and every and self.step % every == 0 and self.step < algorithm.steps:
                 found = self.evaluate(held_out, num_held_out, f"step {self.step}")
@@ -98,9 +98,7 @@ class OnlineLoop:
     def _wants_more(self, metrics: dict[str, float], num_batches: int) -> bool:
         """Whether dynamic sampling found too few groups to learn from, and may sample on."""
         groups = metrics.get("rollout/groups", math.inf)
-        return groups < self.algorithm.prompts_per_step and num_batches <= getattr(
-            self.algorithm, "dynamic_sampling", 0
-        )
+        return groups < self.algorithm.prompts_per_step and num_batches <= self.algorithm.max_extra_batches
 
     def update(self, experience: ObjectRef) -> dict[str, float]:
         """Policy and critic, where there is one, learn from the same experience at the same time."""
@@ -128,7 +126,7 @@ class OnlineLoop:
 
     def _weights(self) -> list[ObjectRef]:
         """The policy's, in the object store: gathered from all ranks where each holds a part."""
-        policy, dtype = self.roles["policy"], rollout_dtype(self.run.config)
+        policy, dtype = self.roles["policy"], self.run.config.rollout_dtype
         split = self.run.config.learner.sharding.splits_model
         ref = policy.submit_collective("weights", dtype) if split else policy.head.weights.remote(dtype)
         return self.keeper.fetch([ref], "sync", self.step)[0]

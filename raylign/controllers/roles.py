@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from ray import ObjectRef
 
@@ -21,10 +22,18 @@ from raylign.actors.shells import (
     RewardShell,
     RolloutShell,
 )
-from raylign.config import ONLINE, ModelConfig, OptimizerConfig, RewardConfig, RoleResources, RunConfig
+from raylign.config import (
+    CriticAlgorithm,
+    ModelConfig,
+    OfflineConfig,
+    OnlineConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RoleResources,
+    RunConfig,
+)
 from raylign.controllers.commits import Commit
 from raylign.controllers.context import Run
-from raylign.controllers.phases import evaluation_reward, role_resources
 from raylign.controllers.pool import ActorPool
 from raylign.data.batching import default_pass_tokens
 from raylign.learners.spec import LearnerSpec
@@ -79,7 +88,7 @@ class Roles:
         self.placement.release()
 
 
-def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | None = None) -> Roles:
+def launch(run: Run, names: Sequence[str], total_steps: int = 0, commit: Commit | None = None) -> Roles:
     """Place and start the named roles, in actors of the run's pool if it has them.
 
     Args:
@@ -91,7 +100,7 @@ def launch(run: Run, names: list[str], total_steps: int = 0, commit: Commit | No
     config = run.config
     resources = {}
     for name in names:
-        needed = role_resources(config, name)
+        needed = config.role_resources(name)
         resources[name] = (needed, needed.num_threads or _threads(name, names))
     # A resumed run had its actors from the beginning; what is counted already is not counted again.
     since = {name: run.totals.get(f"held/train/{name}", 0.0) if commit else run.wall() for name in names}
@@ -176,20 +185,22 @@ def _build(
     config: RunConfig, name: str, commit: Commit | None, total_steps: int, threads: int
 ) -> tuple[Any, Any, partial[Any]]:
     """Group class, actor class, and what the actor builds."""
-    algorithm: Any = config.algorithm  # which one it is follows from the role
+    algorithm = config.algorithm
     temperature = config.rollout.sampling.temperature
     match name:
         case "policy":
-            learner = {
-                "model": _resumed(config.model, commit, name),
-                "spec": _spec(config, algorithm.optimizer, total_steps, config.seed, threads),
-                "algorithm": algorithm,
-            }
-            if algorithm.name in ONLINE:
-                build = builders.online_dpo if algorithm.name == "online_dpo" else builders.policy_gradient
-                return LearnerGroup, OnlinePolicyShell, partial(build, sampling=config.rollout.sampling, **learner)
-            return LearnerGroup, OfflineShell, partial(builders.offline, algorithm.name, **learner)
+            assert isinstance(algorithm, OnlineConfig | OfflineConfig)
+            build = partial(
+                builders.policy,
+                model=_resumed(config.model, commit, name),
+                spec=_spec(config, algorithm.optimizer, total_steps, config.seed, threads),
+                algorithm=algorithm,
+            )
+            if isinstance(algorithm, OnlineConfig):
+                return LearnerGroup, OnlinePolicyShell, partial(build, sampling=config.rollout.sampling)
+            return LearnerGroup, OfflineShell, build
         case "critic":
+            assert isinstance(algorithm, CriticAlgorithm)
             start = config.model.model_copy(update={"path": algorithm.critic.path or config.model.path})
             build = partial(
                 builders.critic,
@@ -210,25 +221,23 @@ def _build(
         case "reward":
             return ActorGroup, RewardShell, _reward(config, config.reward, "reward", threads)
         case "evaluator":
-            return ActorGroup, RewardShell, _reward(config, evaluation_reward(config), "evaluation.reward", threads)
+            return ActorGroup, RewardShell, _reward(config, config.evaluation_reward, "evaluation.reward", threads)
         case "rollout":
             build = partial(
                 builders.rollout,
                 model_path=config.model.path,
                 rollout=config.rollout,
-                dtype=rollout_dtype(config),
+                dtype=config.rollout_dtype,
                 eos_token_ids=stop_tokens(config.model, load_tokenizer(config.model)),
                 run_seed=config.seed,
                 trust_remote_code=config.model.trust_remote_code,
-                sleeps=config.placement.mode == "colocated" and algorithm.name in ONLINE,
-                lora=config.model.lora if algorithm.name in ONLINE else None,  # others load whole models, or none
+                sleeps=config.placement.mode == "colocated" and isinstance(algorithm, OnlineConfig),
+                lora=config.model.lora
+                if isinstance(algorithm, OnlineConfig)
+                else None,  # others load whole models, or none
             )
             return partial(RolloutFleet, rollout=config.rollout), RolloutShell, build
     raise ValueError(name)
-
-
-def rollout_dtype(config: RunConfig) -> Literal["float32", "bfloat16"]:
-    return config.model.compute_dtype if config.rollout.dtype == "auto" else config.rollout.dtype
 
 
 def _reward(config: RunConfig, reward: RewardConfig | None, place: str, threads: int) -> partial[Any]:
@@ -272,7 +281,7 @@ def _micro_batch_tokens(config: RunConfig, resources: RoleResources) -> int:
     return config.learner.micro_batch_tokens or default_pass_tokens(resources.num_gpus > 0)
 
 
-def _threads(name: str, names: list[str]) -> int:
+def _threads(name: str, names: Sequence[str]) -> int:
     """Learners that work at the same time share the node's cores; vLLM is fastest on CPU with one thread."""
     if name == "rollout":
         return 1

@@ -14,21 +14,20 @@ from ray.util.placement_group import PlacementGroup
 
 from raylign.actors.session import ray_session
 from raylign.actors.waiting import ActorLost, Stop
-from raylign.config import CollectConfig, OnlineConfig, RunConfig, load_config
+from raylign.config import RunConfig, load_config
 from raylign.controllers.checks import check_splits, check_stages
-from raylign.controllers.collect import num_collect_steps, num_parts
+from raylign.controllers.collect import num_parts
 from raylign.controllers.commits import Commits
 from raylign.controllers.context import Run
 from raylign.controllers.inputs import load_inputs
 from raylign.controllers.lock import locked
-from raylign.controllers.offline import num_steps
 from raylign.controllers.outputs import output_base
 from raylign.controllers.pool import ActorPool
 from raylign.controllers.run_folders import CONTENT, SUMMARY, differences, fresh_folder, newest_folder, write_json
 from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
 from raylign.controllers.usage import held, summarised
-from raylign.controllers.workflows import WORKFLOWS
+from raylign.controllers.workflows import execute
 from raylign.errors import FailureBudgetError, Interrupted, UserError
 from raylign.files import write_atomic
 from raylign.tracking import Sink, Tracker, make_view
@@ -71,7 +70,7 @@ def run(
         quiet: print nothing.
         pool: keeps actors for the next run (inside one Ray session).
         folder: the run directory, instead of a new one; what is there is gone on with. One process at a time.
-        group: a placement group with the bundles of `phases.bundles_of`, in which all actors then live.
+        group: a placement group with the bundles of `layout.bundles_of`, in which all actors then live.
         sinks: are told the metrics of the run too (not those of the runs it needs).
         until: leave the run after this step as a signal would, unless it is the last.
     Returns:
@@ -182,7 +181,8 @@ class _Runner:
         commit = commits.latest()
         done = commit.step if commit else num_parts(folder)
         state = commit.state if commit else {}
-        view = make_view(config.name, _total_steps(config, rows), first_step=done, quiet=self.quiet)
+        num_steps = config.algorithm.num_steps(len(rows))
+        view = make_view(config.name, num_steps, first_step=done, quiet=self.quiet)
         tree = config.model_dump(mode="json")
         with Tracker(
             folder, config.tracking, config.name, tree, state.get("tracker"), first_step=done + 1, sinks=sinks
@@ -201,8 +201,8 @@ class _Runner:
                     wall_before=state.get("wall_seconds", 0.0),
                 )
                 current.totals.update(state.get("totals", {}))
-                scores = WORKFLOWS[config.algorithm.name](current, rows, held_out, commit)
-            summary = _summary(config, current, scores, _total_steps(config, rows))
+                scores = execute(current, rows, held_out, commit)
+            summary = _summary(config, current, scores, num_steps)
             write_json(folder / SUMMARY, summary)
         return RunResult(folder, summary)
 
@@ -212,17 +212,6 @@ class _Runner:
         if not self.has_ray:
             self.session.enter_context(ray_session())
             self.has_ray = True
-
-
-def _total_steps(config: RunConfig, rows: Dataset) -> int:
-    algorithm = config.algorithm
-    match algorithm:
-        case OnlineConfig():
-            return algorithm.steps
-        case CollectConfig():
-            return num_collect_steps(algorithm, len(rows))
-        case _:
-            return num_steps(algorithm, len(rows))
 
 
 def _summary(config: RunConfig, run: Run, scores: dict[str, Any], steps: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Sampling:
     ) -> None:
         self.roles, self.algorithm, self.prompts = roles, algorithm, prompts
         self.turns = turns
-        self.num_shards = num_shards(config, roles)
+        self.num_shards = config.num_shards
         self.is_split = config.learner.sharding.splits_model
 
     def submit(self, step: int, batches: list[LongArray], version: int) -> Pending:
@@ -109,7 +109,7 @@ class Sampling:
                 workers.append(_id(roles["reference"][i]))
             if "critic" in roles:
                 refs["values"] = self._learner("critic", "values", i, batch)
-            if self.algorithm.name != "online_dpo" and self.algorithm.old_logprobs == "learner":
+            if self.algorithm.recomputes_old_logprobs:
                 refs["old_logprobs"] = self._learner("policy", "logprobs", i, batch)
             shards.append(Shard(rows, salt, refs, frozenset(workers)))
         return shards
@@ -120,11 +120,6 @@ class Sampling:
         if self.is_split:
             return group.submit_collective(method, batch)
         return getattr(group[i], method).remote(batch)
-
-
-def num_shards(config: RunConfig, roles: Roles) -> int:
-    """Parts that the prompts of a step are cut into."""
-    return max(config.rollout.shards_per_step, roles["rollout"].max_engines)
 
 
 def distinct(rows: LongArray) -> list[LongArray]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 
-from raylign.config import OFFLINE, ONLINE, CollectConfig, OfflineAlgorithm, OnlineAlgorithm
+from raylign.config import CollectConfig, OfflineAlgorithm, OnlineAlgorithm, OnlineConfig
 from raylign.controllers.collect import collect
 from raylign.controllers.commits import MERGED, Commit
 from raylign.controllers.context import Run
@@ -23,13 +22,11 @@ from raylign.controllers.offline import (
     OfflineLoop,
     cache_logprobs,
     cached_logprobs,
-    num_steps,
     reference_key,
     reference_logprobs,
 )
 from raylign.controllers.online import OnlineLoop
 from raylign.controllers.outputs import output_base
-from raylign.controllers.phases import judge_roles, needs_reference, online_roles
 from raylign.controllers.roles import launch
 from raylign.controllers.stages import MODEL
 from raylign.controllers.usage import note_use
@@ -40,13 +37,25 @@ ADAPTER = "adapter"
 Scores = dict[str, Any]  # {"before": {...}, "after": {...}}
 
 
-def online(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit | None) -> Scores:
+def execute(run: Run, rows: Any, held_out: Any, commit: Commit | None) -> Scores:
+    """Take a run from a commit (or its start) to its end; `rows` are what `config.algorithm.reads`."""
+    match run.config.algorithm:
+        case CollectConfig() as algorithm:
+            return collected(run, algorithm, rows)
+        case OnlineConfig() as algorithm:
+            return online(run, algorithm, rows, held_out, commit)
+        case algorithm:
+            return offline(run, algorithm, rows, held_out, commit)
+
+
+def online(
+    run: Run, algorithm: OnlineAlgorithm, prompts: PromptSet, held_out: PromptSet | None, commit: Commit | None
+) -> Scores:
     config = run.config
-    algorithm = cast(OnlineAlgorithm, config.algorithm)
     data, held = ray.put(prompts), ray.put(held_out)
-    total = algorithm.steps * algorithm.epochs * algorithm.minibatches
+    total = algorithm.num_optimizer_steps(len(prompts))
     scores = Found(run, held_out)
-    with launch(run, online_roles(config), total, commit) as roles:
+    with launch(run, config.phases[0], total, commit) as roles:
         loop = OnlineLoop(run, roles, algorithm, data, len(prompts))
         if commit:
             loop.restore(commit.step, commit.state)
@@ -60,14 +69,15 @@ def online(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Com
     return scores.found
 
 
-def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None) -> Scores:
-    algorithm = cast(OfflineAlgorithm, run.config.algorithm)
+def offline(
+    run: Run, algorithm: OfflineAlgorithm, rows: Any, held_out: Dataset | None, commit: Commit | None
+) -> Scores:
     data, held = ray.put(rows), ray.put(held_out)
-    total = num_steps(algorithm, len(rows))
+    total = algorithm.num_optimizer_steps(len(rows))
     scores = Found(run, held_out)
-    judges_itself = algorithm.name == "reward_model"
+    judges_itself = algorithm.makes == "reward_model"
     if commit is None or commit.step < total or judges_itself:
-        cache = _reference_cache(run, rows) if needs_reference(algorithm) else None
+        cache = _reference_cache(run, rows) if algorithm.needs_reference else None
         making = ExitStack()  # of the cache, by one run at a time
         if cache:
             holds = "computes these reference logprobs"
@@ -100,19 +110,11 @@ def offline(run: Run, rows: Any, held_out: Dataset | None, commit: Commit | None
     return scores.found
 
 
-def collected(run: Run, prompts: PromptSet, held_out: PromptSet | None, commit: Commit | None) -> Scores:
-    algorithm = run.config.algorithm
-    assert isinstance(algorithm, CollectConfig)
-    with launch(run, ["rollout", "reward"]) as roles:
+def collected(run: Run, algorithm: CollectConfig, prompts: PromptSet) -> Scores:
+    with launch(run, run.config.phases[0]) as roles:
         collect(run, roles, algorithm, ray.put(prompts), len(prompts))
         note_use(run, roles)
     return {}
-
-
-# What each is given follows from `inputs.KIND`.
-WORKFLOWS: dict[str, Callable[[Run, Any, Any, Commit | None], Scores]] = (
-    dict.fromkeys(ONLINE, online) | dict.fromkeys(OFFLINE, offline) | {"collect": collected}
-)
 
 
 class Found:
@@ -148,7 +150,7 @@ def _reference_cache(run: Run, rows: PairSet | LabelledSet) -> Path:
 def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
     """Engines are placed only now that the learner is gone: first with the start model, then with what was learned."""
     config = run.config
-    with launch(run, judge_roles(config)) as roles:
+    with launch(run, config.phases[1]) as roles:
         held, keeper = ray.put(held_out), Keeper(run, roles)
         keeper.sync(0, lambda engine: engine.use_initial_weights.remote(0))
         scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before", keeper))

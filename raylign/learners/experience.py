@@ -15,7 +15,14 @@ from raylign.algorithms.baselines import group_advantages, group_spread, leave_o
 from raylign.algorithms.importance import importance_weights
 from raylign.algorithms.kl import kl_estimate
 from raylign.algorithms.score_shaping import shape_scores
-from raylign.config import OnlineConfig, PolicyGradientAlgorithm
+from raylign.config import (
+    GRPOConfig,
+    OnlineConfig,
+    PolicyGradientAlgorithm,
+    PPOConfig,
+    ReinforcePPConfig,
+    RLOOConfig,
+)
 from raylign.types import BoolArray, Experience, FloatArray, LongArray, RolloutBatch, Scores, concat
 
 _GAP_QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
@@ -76,7 +83,7 @@ def assemble(
         The experience of the step and its metrics (over all samples, including those dropped).
     """
     metrics = describe(samples)
-    if algorithm.name == "grpo" and algorithm.dynamic_sampling:
+    if algorithm.max_extra_batches:
         samples, metrics["rollout/groups"] = _informative(samples, algorithm.prompts_per_step)
     batch = samples.batch
     old = batch.logprobs if samples.old_logprobs is None else samples.old_logprobs
@@ -169,15 +176,15 @@ def _advantages(
     valid: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the advantages [N, L], and the targets of the critic [N, L] if there is a critic."""
-    match algorithm.name:
-        case "ppo":
+    match algorithm:
+        case PPOConfig():
             assert values is not None
             return gae(rewards, values, mask, gamma=algorithm.gamma, lam=algorithm.gae_lambda)
-        case "reinforce++":
+        case ReinforcePPConfig():
             return returns_to_go(rewards, mask, algorithm.gamma), None
-        case "grpo":
+        case GRPOConfig():
             row = group_advantages(rewards.sum(1), groups, valid, algorithm.scale)
-        case "rloo":
+        case RLOOConfig():
             row = leave_one_out_advantages(rewards.sum(1), groups, valid)
     return torch.where(mask, row.unsqueeze(1), 0.0), None
 

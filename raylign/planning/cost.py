@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raylign.config import CollectConfig, ModelReward, OnlineConfig, RunConfig
-from raylign.controllers.phases import phases, role_resources
-from raylign.controllers.roles import rollout_dtype
 from raylign.planning.devices import Device
 from raylign.planning.memory import BYTES, MemoryModel, items_per_update
 from raylign.planning.trace import Model
@@ -60,10 +58,10 @@ def cost_of(model: MemoryModel, device: Device, runs: int, price: float | None) 
     seconds = {work.role: 0.0 for work in works}
     for work in works:
         seconds[work.role] += work.seconds
-    stage = phases(config)[0]
-    gpus = sum(role_resources(config, name).num_actors * role_resources(config, name).num_gpus for name in stage)
+    stage = config.phases[0]
+    gpus = sum(config.role_resources(name).num_actors * config.role_resources(name).num_gpus for name in stage)
     if config.placement.mode == "colocated":
-        gpus = max(role_resources(config, name).num_actors * role_resources(config, name).num_gpus for name in stage)
+        gpus = max(config.role_resources(name).num_actors * config.role_resources(name).num_gpus for name in stage)
     return Cost(tuple(works), _together(config, works, device), model.steps, gpus, runs, price)
 
 
@@ -84,19 +82,19 @@ def _works(model: MemoryModel, device: Device) -> list[Work]:
     if isinstance(algorithm, OnlineConfig | CollectConfig):
         samples = algorithm.prompts_per_step * algorithm.samples_per_prompt
         works.append(_generation(model, device, samples))
-        for name in ("reference", "reward", "evaluator", "critic"):
-            if name not in phases(config)[0] or name == "evaluator":
+        for name in ("reference", "reward", "critic"):
+            if name not in config.phases[0]:
                 continue
             if name == "reward" and not isinstance(config.reward, ModelReward):
                 continue
             works.append(_scoring(model, device, name, samples))
-        if isinstance(algorithm, OnlineConfig) and getattr(algorithm, "old_logprobs", None) == "learner":
+        if isinstance(algorithm, OnlineConfig) and algorithm.recomputes_old_logprobs:
             works.append(_scoring(model, device, "policy", samples))
     if isinstance(algorithm, CollectConfig):
         return works
     items = items_per_update(config, rows)
     repeats = algorithm.epochs * algorithm.minibatches if isinstance(algorithm, OnlineConfig) else 1
-    learners = [name for name in ("policy", "critic") if name in phases(config)[0]]
+    learners = ["policy", "critic"] if algorithm.has_critic else ["policy"]
     return works + [_learning(model, device, name, items * repeats) for name in learners]
 
 
@@ -125,13 +123,13 @@ def _scoring(model: MemoryModel, device: Device, name: str, samples: int) -> Wor
 def _generation(model: MemoryModel, device: Device, samples: int) -> Work:
     """Prompts are read at once; then every token of a sequence reads the weights and the keys and values before it."""
     config = model.config
-    sizes, width = model.skeleton("rollout").sizes, BYTES[rollout_dtype(config)]
+    sizes, width = model.skeleton("rollout").sizes, BYTES[config.rollout_dtype]
     engines = config.placement.rollout.num_actors
     split = config.rollout.tensor_parallel * config.rollout.pipeline_parallel
     longest = config.rollout.sampling.max_tokens
     length = float(model.rows.lengths.mean())
     sequences = samples / engines
-    rate = device.flops(rollout_dtype(config)) * (SCORING if device.is_gpu else SCORING_CPU) * split
+    rate = device.flops(config.rollout_dtype) * (SCORING if device.is_gpu else SCORING_CPU) * split
     if not device.is_gpu:
         rate /= engines  # they share the cores
     parameters = sizes.num_body + sizes.num_head
@@ -154,7 +152,7 @@ def _per_token(sizes: Model, length: float) -> float:
 
 def _rate(config: RunConfig, name: str, device: Device, gpu_share: float, cpu_share: float) -> float:
     """Operations a second of all actors of a role. A CPU has its cores once, whatever the number of actors."""
-    needed = role_resources(config, name)
+    needed = config.role_resources(name)
     if not device.is_gpu:
         return device.flops(config.model.compute_dtype) * cpu_share
     if needed.num_gpus == 0:

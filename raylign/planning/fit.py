@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from raylign.actors.layout import lay_out
 from raylign.config import LoRAConfig, RunConfig
-from raylign.controllers.phases import phases, role_resources
 from raylign.data.batching import default_pass_tokens
 from raylign.planning.devices import Device
 from raylign.planning.memory import MemoryModel
@@ -50,7 +49,7 @@ def demands(model: MemoryModel, device: Device) -> list[Demand]:
     """What each kind of GPU seat, or this machine, has to hold; the tightest first."""
     config = model.config
     found = []
-    for stage in phases(config):
+    for stage in config.phases:
         roles = {name: model.role(name) for name in stage}
         found += _on_gpus(config, roles, device) if device.is_gpu else _on_host(config, roles, device)
     found.sort(key=lambda demand: demand.needed / demand.available, reverse=True)
@@ -150,7 +149,7 @@ def _apply(config: RunConfig, *updates: Update) -> RunConfig:
 
 def _on_gpus(config: RunConfig, roles: dict[str, RoleMemory], device: Device) -> list[Demand]:
     """A demand for every different set of roles that share a GPU."""
-    layout = lay_out({name: role_resources(config, name) for name in roles}, config.placement.mode)
+    layout = lay_out({name: config.role_resources(name) for name in roles}, config.placement.mode)
     usable = int(USABLE_GPU * device.memory)
     found: dict[tuple[str, ...], Demand] = {}
     for seat in range(len(layout.bundles)):
@@ -165,7 +164,7 @@ def _on_gpus(config: RunConfig, roles: dict[str, RoleMemory], device: Device) ->
             needed = max(turns) + others
         else:
             (name,) = here
-            share = min(1.0, role_resources(config, name).num_gpus)
+            share = min(1.0, config.role_resources(name).num_gpus)
             needed = _engine(config, roles, device) if name == "rollout" else roles[name].peak
         found[here] = Demand(
             f"one {device.name}" if share == 1 else f"{share:g} of one {device.name}", here, needed, int(usable * share)

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from raylign.config import CollectConfig, OfflineAlgorithm, OnlineConfig, RunConfig
-from raylign.controllers.collect import num_collect_steps
-from raylign.controllers.inputs import KIND, load_inputs, prompt_limit
-from raylign.controllers.offline import num_steps
+from raylign.config import CollectConfig, OfflineConfig, OnlineConfig, RunConfig
+from raylign.controllers.inputs import load_inputs, prompt_limit
 from raylign.data.batching import micro_batches
 from raylign.errors import UserError
 from raylign.models.description import context_length
@@ -79,53 +77,49 @@ def steps_of(config: RunConfig, num_rows: int | None) -> int:
         UserError: they follow from the data, which is not here.
     """
     algorithm = config.algorithm
+    if num_rows is not None:
+        return algorithm.num_steps(num_rows)
     if isinstance(algorithm, OnlineConfig):
         return algorithm.steps
-    if num_rows is None:
-        max_steps = None if isinstance(algorithm, CollectConfig) else algorithm.max_steps
-        if max_steps is None:
-            raise UserError(
-                f"data.path: {config.data.path} is not on this machine, so its number of rows is not known; give --rows"
-            )
-        return max_steps
-    if isinstance(algorithm, CollectConfig):
-        return num_collect_steps(algorithm, num_rows)
-    offline: OfflineAlgorithm = algorithm
-    return num_steps(offline, num_rows)
+    if isinstance(algorithm, OfflineConfig) and algorithm.max_steps is not None:
+        return algorithm.max_steps
+    raise UserError(
+        f"data.path: {config.data.path} is not on this machine, so its number of rows is not known; give --rows"
+    )
 
 
 def _of_data(config: RunConfig, data: Dataset) -> Rows:
     if isinstance(data, PromptSet):
         longest = config.rollout.sampling.max_tokens
         lengths = data.tokens.lengths + longest
-        samples = _samples_per_item(config)
+        samples = config.algorithm.samples_per_item
         lengths = np.repeat(lengths, _samples_per_prompt(config) // samples)
         return Rows(lengths, np.full(len(lengths), longest * samples), samples, "data.path")
     if isinstance(data, SequenceSet):
         return Rows(data.tokens.lengths, _learned(data), 1, "data.path")
     one, other = data.sides
     lengths = np.maximum(one.tokens.lengths, other.tokens.lengths)
-    if KIND[config.algorithm.name] == "labelled":
+    if config.algorithm.reads == "labelled":
         return Rows(lengths, _learned(one), 1, "data.path")
     return Rows(lengths, _learned(one) + _learned(other), 2, "data.path")
 
 
 def _of_samples(config: RunConfig, samples: Rows) -> Rows:
     """Of rows that are still to be sampled: every completion as long as it may be."""
-    sides = 2 if KIND[config.algorithm.name] == "pairs" else 1
+    sides = config.algorithm.samples_per_item
     return Rows(samples.lengths, samples.completions * sides, sides, f"longest samples for {config.data.path}")
 
 
 def _of_limits(config: RunConfig) -> Rows:
     context = context_length(config.model)
-    if KIND[config.algorithm.name] == "prompts":
+    if config.algorithm.reads == "prompts":
         prompt = min(config.data.max_prompt_tokens or context, prompt_limit(config, context))
         longest = config.rollout.sampling.max_tokens
         origin = "data.max_prompt_tokens" if config.data.max_prompt_tokens else "the model's context"
-        samples = _samples_per_item(config)
+        samples = config.algorithm.samples_per_item
         return _alike(prompt + longest, longest * samples, samples, origin)
     longest = min(config.data.max_tokens or context, context)
-    sides = 2 if KIND[config.algorithm.name] == "pairs" else 1
+    sides = config.algorithm.samples_per_item
     completion = longest - min(config.data.max_prompt_tokens or 0, longest - 1)
     origin = "data.max_tokens" if config.data.max_tokens else "the model's context"
     return _alike(longest, completion * sides, sides, origin)
@@ -139,11 +133,6 @@ def _alike(length: int, completion: int, rows_per_item: int, origin: str) -> Row
 def _samples_per_prompt(config: RunConfig) -> int:
     algorithm = config.algorithm
     return algorithm.samples_per_prompt if isinstance(algorithm, OnlineConfig | CollectConfig) else 1
-
-
-def _samples_per_item(config: RunConfig) -> int:
-    """Online DPO passes both samples of a pair at once."""
-    return 2 if config.algorithm.name == "online_dpo" else 1
 
 
 def _learned(data: SequenceSet) -> LongArray:

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from raylign.config import CollectConfig, ModelConfig, ModelReward, OnlineConfig, RewardConfig, RunConfig
-from raylign.controllers.phases import evaluation_reward, role_resources
-from raylign.controllers.roles import rollout_dtype
+from raylign.config import (
+    CollectConfig,
+    CriticAlgorithm,
+    ModelConfig,
+    ModelReward,
+    OnlineConfig,
+    RewardConfig,
+    RunConfig,
+)
 from raylign.data.batching import default_pass_tokens
 from raylign.planning.lengths import Rows
 from raylign.planning.parts import GIB, MIB, Part, Phase, RoleMemory
@@ -45,7 +51,7 @@ class MemoryModel:
         self.config, self.rows, self.steps = config, rows, steps
 
     def role(self, name: str) -> RoleMemory:
-        needed = role_resources(self.config, name)
+        needed = self.config.role_resources(name)
         on_gpu = needed.num_gpus > 0
         match name:
             case "policy" | "critic":
@@ -55,7 +61,7 @@ class MemoryModel:
             case "rollout":
                 phases, host = self._rollout(on_gpu), 0
             case _:
-                reward = evaluation_reward(self.config) if name == "evaluator" else self.config.reward
+                reward = self.config.evaluation_reward if name == "evaluator" else self.config.reward
                 phases, host = self._reward(reward, on_gpu), 0
         beside = PROCESS["learner"] + host if on_gpu else 0
         return RoleMemory(name, needed.num_actors, "gpu" if on_gpu else "host", phases, beside)
@@ -64,26 +70,27 @@ class MemoryModel:
         """The model of a role without its memory."""
         config, algorithm = self.config, self.config.algorithm
         if name == "critic":
-            path = algorithm.critic.path if algorithm.name == "ppo" and algorithm.critic.path else config.model.path
+            assert isinstance(algorithm, CriticAlgorithm)
+            path = algorithm.critic.path or config.model.path
             return _skeleton(config.model.model_copy(update={"path": path}), "value")
         if name == "policy":
-            return _skeleton(config.model, "score" if algorithm.name == "reward_model" else "logprobs")
+            return _skeleton(config.model, "score" if algorithm.makes == "reward_model" else "logprobs")
         if name in ("reference", "rollout"):
             start = config.reference or config.model if name == "reference" else config.model
             return _skeleton(start.model_copy(update={"lora": None}), "logprobs")
-        reward = evaluation_reward(config) if name == "evaluator" else config.reward
+        reward = config.evaluation_reward if name == "evaluator" else config.reward
         assert isinstance(reward, ModelReward), f"{name} has no model"
         return _skeleton(_reward_model(reward, config.model), "score")
 
     def pass_tokens(self, name: str) -> int:
         """Padded tokens of a pass of this role."""
-        gpu = role_resources(self.config, "policy" if name == "critic" else name).num_gpus > 0
+        gpu = self.config.role_resources("policy" if name == "critic" else name).num_gpus > 0
         return self.config.learner.micro_batch_tokens or default_pass_tokens(gpu)
 
     def training_shape(self, name: str) -> tuple[Shape, bool, int]:
         """Largest micro-batch, whether gradients of an earlier one are there, and how many a rank has in a step."""
         items = items_per_update(self.config, self.rows)
-        ranks = role_resources(self.config, name).num_actors // self.config.learner.sharding.tensor_parallel
+        ranks = self.config.role_resources(name).num_actors // self.config.learner.sharding.tensor_parallel
         budget = self.pass_tokens(name)
         passes = -(-self.rows.passes(budget, items) // ranks)
         return self.rows.largest(budget, items), passes > 1, passes
@@ -92,7 +99,7 @@ class MemoryModel:
         config, sharding = self.config, self.config.learner.sharding
         skeleton = self.skeleton(name)
         model = skeleton.sizes
-        ranks = role_resources(config, name).num_actors
+        ranks = config.role_resources(name).num_actors
         shards = (sharding.shard_size or ranks // sharding.tensor_parallel) if sharding.strategy == "fsdp" else 1
         split = shards * sharding.tensor_parallel
         width = BYTES[config.model.weights_dtype]
@@ -113,7 +120,7 @@ class MemoryModel:
         if sharding.strategy == "fsdp":
             gathered = [Part("activations", 2 * model.largest_layer, "two layers gathered from the other ranks")]
         shape, accumulates, _ = self.training_shape(name)
-        entropy = config.algorithm.name in ("ppo", "grpo", "rloo", "reinforce++") and name == "policy"
+        entropy = config.algorithm.computes_entropy and name == "policy"
         traced = skeleton.training(shape, entropy, accumulates)
         if not accumulates:
             traced = Pass(min(traced.body, traced.peak - model.gradients), traced.peak - model.gradients)
@@ -148,7 +155,7 @@ class MemoryModel:
     def _rollout(self, on_gpu: bool) -> tuple[Phase, ...]:
         config, rollout = self.config, self.config.rollout
         model = self.skeleton("rollout").sizes
-        width = BYTES[rollout_dtype(config)]
+        width = BYTES[config.rollout_dtype]
         split = rollout.tensor_parallel * rollout.pipeline_parallel
         weights = _split(
             "weights", model.num_parameters * width, f"{model.num_parameters:,} parameters x {width}", split
@@ -203,7 +210,7 @@ class MemoryModel:
         if not isinstance(self.config.algorithm, OnlineConfig) or versions < 1:
             return []
         model = self.skeleton("rollout").sizes
-        width = BYTES[rollout_dtype(self.config)]
+        width = BYTES[self.config.rollout_dtype]
         size = min(versions, 2) * model.num_parameters * width
         how = f"{min(versions, 2)} x {model.num_parameters:,} x {width}, in shared memory"
         return [Part("object store", size, how, size)]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylign.actors.layout import Layout, lay_out
+from raylign.actors.layout import Layout, layouts
 from raylign.config import RunConfig
-from raylign.controllers.phases import phases, role_resources, uses_gpus
 from raylign.errors import UserError
 from raylign.planning.cost import HIGH, LOW, Cost, cost_of
 from raylign.planning.devices import Device
@@ -106,12 +105,12 @@ def plan(
     Raises:
         UserError: what `raylign run` would say of the config and its files; a model that cannot be traced.
     """
-    if device.is_gpu and not uses_gpus(config):
+    if device.is_gpu and not config.uses_gpus:
         raise UserError(
             f"placement: no role has a GPU, so the run would not use {device.name}; "
             "set placement.policy.num_gpus=1 (and rollout, critic, reference), or leave out --gpu"
         )
-    if uses_gpus(config) and not device.is_gpu:
+    if config.uses_gpus and not device.is_gpu:
         raise UserError(f"placement: roles have num_gpus, and {device.name} has no GPU; name one with --gpu")
     with tempfile.TemporaryDirectory(prefix="raylign-plan-") as scratch:
         located = locate(config, Path(scratch), num_rows)
@@ -121,7 +120,7 @@ def plan(
             return MemoryModel(changed, located.rows, steps)
 
         model = measure(located.config)
-        stages = phases(located.config)
+        stages = located.config.phases
         found = demands(model, device)
         return Plan(
             config,
@@ -130,9 +129,6 @@ def plan(
             {name: model.role(name) for name in dict.fromkeys(name for stage in stages for name in stage)},
             found,
             [] if all(demand.fits for demand in found) else changes(measure, located.config, device),
-            [
-                lay_out({name: role_resources(located.config, name) for name in stage}, config.placement.mode)
-                for stage in stages
-            ],
+            [layout for _, layout in layouts(located.config)],
             cost_of(model, device, runs, price_per_gpu_hour),
         )

@@ -16,9 +16,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
 
+from raylign.actors.layout import bundles_of
 from raylign.actors.waiting import Stop
 from raylign.config import RunConfig
-from raylign.controllers.phases import bundles_of
 from raylign.errors import PlacementError, one_line
 from raylign.files import write_atomic
 from raylign.tuning import folders

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import ray
 
-from raylign.actors.layout import fits
+from raylign.actors.layout import bundles_of, fits, layouts
 from raylign.actors.placement import check_size, show
 from raylign.config import RunConfig
-from raylign.controllers.phases import bundles_of, layouts
 from raylign.errors import PlacementError
 
 

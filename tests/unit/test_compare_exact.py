@@ -9,8 +9,8 @@ import pytest
 
 from raylign.cli import split_list
 from raylign.compare.exact.frontier import draw
-from raylign.compare.exact.runs import BETA, ExactRecord, ExactSpec, plan, write_records
-from raylign.config import CollectConfig, ExactTask, load_config
+from raylign.compare.exact.runs import COMPARABLE, ExactRecord, ExactSpec, plan, write_records
+from raylign.config import ALGORITHMS, CollectConfig, ExactTask, load_config
 from raylign.config.graph import check_graph
 from raylign.errors import ConfigError, UserError
 
@@ -19,14 +19,14 @@ def planned(tmp_path, algorithms=("ppo",), betas=(0.3,), seeds=(0,), overrides=(
     return plan(ExactSpec(algorithms, betas, seeds, overrides, num_pairs, str(tmp_path)))
 
 
-@pytest.mark.parametrize("algorithm", BETA)
+@pytest.mark.parametrize("algorithm", COMPARABLE)
 def test_every_algorithm_has_a_recipe_that_takes_beta_and_seed(tmp_path, algorithm):
     _, plans = planned(tmp_path, [algorithm], [1.0, 0.1], [0, 7])
     assert [(p.algorithm, p.beta, p.seed) for p in plans] == [(algorithm, b, s) for s in (0, 7) for b in (1.0, 0.1)]
     for one in plans:
         found: Any = one.config.algorithm
         assert found.name == algorithm
-        assert (found.kl.coef if BETA[algorithm].endswith("coef") else found.beta) == one.beta
+        assert (found.kl.coef if ALGORITHMS[algorithm].kl_key == "algorithm.kl.coef" else found.beta) == one.beta
         assert one.config.seed == one.seed
         assert load_config(one.file) == one.config  # the file alone repeats the run
         check_graph(one.config)

@@ -15,7 +15,6 @@ from raylign.cli import main
 from raylign.config import CollectConfig, DataConfig, RunConfig
 from raylign.config.generate import generate_config
 from raylign.controllers import generate as module
-from raylign.controllers.collect import num_collect_steps
 from raylign.controllers.run import RunResult
 from raylign.data import read_rows
 from raylign.data.export import check_target, export_rows
@@ -233,4 +232,4 @@ def test_a_finished_run_gives_its_file_again(write, tmp_path, source, monkeypatc
 )
 def test_steps_of_a_collect_run(settings, num_prompts, steps):
     algorithm = CollectConfig.model_validate({"name": "collect"} | settings)
-    assert num_collect_steps(algorithm, num_prompts) == steps
+    assert algorithm.num_steps(num_prompts) == steps

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from raylign.config import OFFLINE, ONLINE, RewardModelConfig, SentimentTask, parse_config
-from raylign.controllers.inputs import KIND, load_inputs, prompt_limit
+from raylign.config import RewardModelConfig, SentimentTask, parse_config
+from raylign.controllers.inputs import load_inputs, prompt_limit
 from raylign.controllers.offline import cache_logprobs, cached_logprobs, reference_key
-from raylign.controllers.phases import needs_reference
 from raylign.controllers.run import RunResult
 from raylign.controllers.show import samples_table, show_result
 from raylign.errors import DataError, UserError
@@ -93,16 +92,12 @@ def test_a_reward_model_with_margins_reads_them_in_held_out_pairs_too(task, tmp_
         load_inputs(asking(without))
 
 
-def test_every_algorithm_has_its_kind_of_rows():
-    assert {*ONLINE, *OFFLINE, "collect"} == set(KIND)
-
-
 @pytest.mark.parametrize(
     ("algorithm", "needed"),
     [("sft", False), ("reward_model", False), ("dpo", True), ("simpo", False), ("orpo", False), ("kto", True)],
 )
 def test_which_offline_algorithms_need_a_reference(task, algorithm, needed):
-    assert needs_reference(config(task, algorithm, "rows.jsonl").algorithm) is needed
+    assert config(task, algorithm, "rows.jsonl").algorithm.needs_reference is needed
 
 
 def test_the_reference_cache_follows_the_rows_and_the_reference(task, tmp_path):

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 from raylign.cli import app
 from raylign.cluster.spec import parse_spec
 from raylign.config import ModelConfig, RunConfig
-from raylign.controllers.phases import phases
 from raylign.errors import UserError
 from raylign.planning import devices
 from raylign.planning.fit import demands
@@ -310,7 +309,7 @@ def test_the_command(tmp_path, prompts):
     policy = tree["memory"]["policy"]
     phase = max(policy["phases"].values(), key=lambda phase: phase["total"])
     assert policy["peak_bytes"] == phase["total"] == sum(v for k, v in phase.items() if k != "total")
-    assert [list(stage["seats"]) for stage in tree["placement"]] == phases(config)
+    assert [list(stage["seats"]) for stage in tree["placement"]] == [list(phase) for phase in config.phases]
 
 
 def test_the_peak_of_a_process_is_read_and_taken_back():

@@ -8,11 +8,10 @@ import time
 
 import pytest
 
-from raylign.actors.layout import envelope, lay_out, seats_in
+from raylign.actors.layout import bundles_of, envelope, lay_out, layouts, seats_in
 from raylign.actors.waiting import Stop
 from raylign.config import RoleResources, RunConfig, parse_config
 from raylign.controllers.lock import locked
-from raylign.controllers.phases import bundles_of, layouts, phases
 from raylign.errors import DeadlineError, Interrupted
 from tests.unit.test_sweep_config import RUN
 
@@ -40,11 +39,11 @@ def test_an_envelope_is_as_large_as_the_largest_of_each_rank():
 
 def test_an_online_run_has_one_phase_and_an_offline_one_is_judged_afterwards():
     ppo, dpo = config({"name": "ppo"}), config({"name": "dpo"})
-    assert phases(ppo) == [["policy", "critic", "reward", "rollout", "reference"]]
+    assert ppo.phases == (("policy", "critic", "reward", "rollout", "reference"),)
     assert bundles_of(ppo) == [{"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 0.25}, {"CPU": 0.25}, {"CPU": 0.25}]
-    assert phases(dpo) == [["policy", "reference"], ["rollout", "evaluator", "reference"]]
+    assert dpo.phases == (("policy", "reference"), ("rollout", "evaluator", "reference"))
     assert bundles_of(dpo) == [{"CPU": 0.5}, {"CPU": 0.25}, {"CPU": 0.25}]
-    assert phases(config({"name": "collect"})) == [["rollout", "reward"]]
+    assert config({"name": "collect"}).phases == (("rollout", "reward"),)
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dpo", "online_dpo", "grpo", "sft", "collect"])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from raylign.config import ExactTask, RunConfig, load_config
+from raylign.config import ALGORITHMS, ExactTask, RunConfig, load_config
 from raylign.errors import UserError
 from raylign.files import write_atomic
 
@@ -23,15 +23,9 @@ if TYPE_CHECKING:
     from raylign.tasks.exact_optimum import Enumeration, Float64Array
 
 RECIPES = files("raylign.compare.exact") / "recipes"
-BETA = {
-    "ppo": "algorithm.kl.coef",
-    "grpo": "algorithm.kl.coef",
-    "rloo": "algorithm.kl.coef",
-    "reinforce++": "algorithm.kl.coef",
-    "dpo": "algorithm.beta",
-    "online_dpo": "algorithm.beta",
-}
-"""Algorithms that can be compared, and the setting of each that is the weight of the KL."""
+_NAMES = {name.replace("+", "p"): name for name in ALGORITHMS}
+COMPARABLE = sorted(_NAMES[stem] for file in RECIPES.iterdir() if (stem := file.name.removesuffix(".yaml")) in _NAMES)
+"""Algorithms that have a recipe for the exact task."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,9 @@ def plan(wanted: ExactSpec) -> tuple[Path, list[Plan]]:
         UserError, ConfigError: before anything is started.
     """
     for name in wanted.algorithms:
-        if name not in BETA:
-            near = difflib.get_close_matches(name, BETA, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(BETA)}"
+        if name not in COMPARABLE:
+            near = difflib.get_close_matches(name, COMPARABLE, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(COMPARABLE)}"
             raise UserError(f"--algorithms: {name!r} cannot be compared on the exact task; {hint}")
     for beta in wanted.betas:
         if not beta > 0:
@@ -109,7 +103,9 @@ def plan(wanted: ExactSpec) -> tuple[Path, list[Plan]]:
     plans = []
     for algorithm, seed, beta in product(wanted.algorithms, wanted.seeds, wanted.betas):
         file = configs / f"{algorithm.replace('+', 'p')}-beta{beta:g}-seed{seed}.yaml"
-        settings: dict[str, Any] = {BETA[algorithm]: beta}
+        kl_key = ALGORITHMS[algorithm].kl_key
+        assert kl_key is not None  # every recipe is of an algorithm with a KL
+        settings: dict[str, Any] = {kl_key: beta}
         if algorithm == "dpo":
             pairs = configs / f"pairs-seed{seed}.yaml"
             _write(pairs, "pairs", seed, folder, wanted.overrides, {"algorithm.rows": wanted.num_pairs})
