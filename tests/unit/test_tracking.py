@@ -105,7 +105,7 @@ class TestJsonl:
         subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], check=False, timeout=60)
         assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
 
-    def test_time_goes_on_after_a_resume(self, tmp_path: Path):
+    def test_time_continues_after_a_resume(self, tmp_path: Path):
         (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 100.0}\n{"step": 2, "time": 900.0}\n')
         with tracker(tmp_path, first_step=2) as t:
             t.log(2, {})
@@ -236,12 +236,12 @@ class TestWandb:
         file = wandb_file(tmp_path)
         assert [r.exit.exit_code for r in wandb_records(file) if r.WhichOneof("record_type") == "exit"] == [1]
 
-    def test_no_credentials_is_said_at_the_start(self, tmp_path: Path):
+    def test_no_credentials_is_an_error_at_the_start(self, tmp_path: Path):
         with pytest.raises(UserError, match=r"^tracking\.wandb: no credentials for .*WANDB_API_KEY.*offline$"):
             tracker(tmp_path, TrackingConfig(wandb=WandbConfig(project="p")))
         assert not (tmp_path / "metrics.jsonl").exists()
 
-    def test_malformed_key_is_said_without_the_key(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_error_of_a_malformed_key_does_not_show_the_key(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("WANDB_API_KEY", "tooshort")
         with pytest.raises(UserError, match="WANDB_API_KEY") as caught:
             tracker(tmp_path, TrackingConfig(wandb=WandbConfig(project="p")))
@@ -261,7 +261,7 @@ class TestWandb:
         file = wandb_file(tmp_path)
         assert [h["x"] for h in wandb_history(file)] == [1.0]
 
-    def test_refused_credentials_are_said_at_the_start(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_refused_credentials_are_an_error_at_the_start(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         class Refuse(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 self.send_error(401)
@@ -344,7 +344,7 @@ class TestLiveView:
         assert "• saved to runs/[x]" in text
         assert "✓ finished in 0:00" in text
 
-    def test_an_error_passes_through_and_is_told(self):
+    def test_an_error_passes_through_and_is_shown(self):
         console = screen(80)
         with pytest.raises(RuntimeError, match="boom"), LiveView("my-run", 2, console=console):
             raise RuntimeError("boom")
@@ -364,17 +364,17 @@ class TestPlainView:
         return text.splitlines()
 
     def test_few_lines_and_always_the_last_step(self):
-        told = self.run(line_seconds=3600)
-        assert told[:2] == ["my-run: placing actors", "my-run: generating"]
-        assert told[2].startswith("step 10/100  reward 0.520  kl 1.300  tokens/s 5,123  eta ")
-        assert told[3] == "my-run: finished at step 10/100 after 0:00"
-        assert len(told) == 4
+        lines = self.run(line_seconds=3600)
+        assert lines[:2] == ["my-run: placing actors", "my-run: generating"]
+        assert lines[2].startswith("step 10/100  reward 0.520  kl 1.300  tokens/s 5,123  eta ")
+        assert lines[3] == "my-run: finished at step 10/100 after 0:00"
+        assert len(lines) == 4
 
     def test_every_step_where_steps_are_slow(self):
         steps = [line.split()[1] for line in self.run(line_seconds=0) if line.startswith("step")]
         assert steps == [f"{step}/100" for step in range(1, 11)]
 
-    def test_a_long_phase_shows_that_it_lives(self):
+    def test_a_status_that_lasts_is_printed_again(self):
         stream = io.StringIO()
         with PlainView("my-run", 9, console=progress_console(stream), heartbeat_seconds=0.02) as view:
             view.status("placing actors")
@@ -483,8 +483,8 @@ def test_formats(text: str, expected: str):
 
 def test_importing_tracking_is_light():
     code = "import raylign.tracking, sys; print([m for m in ('torch', 'ray', 'wandb', 'tensorboardX') if m in sys.modules])"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert told.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 class TestSinks:
@@ -492,7 +492,7 @@ class TestSinks:
         assert list(TrackingConfig.model_fields) == list(SINKS)
         assert all(Sink in resolve_name(path).__mro__ for path in SINKS.values())
 
-    def test_a_sink_of_ones_own_gets_the_metrics_and_keeps_state(self, tmp_path: Path):
+    def test_a_sink_of_the_user_gets_the_metrics_and_keeps_state(self, tmp_path: Path):
         class Mine(Sink):
             def __init__(self) -> None:
                 self.seen: list = []
