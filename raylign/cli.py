@@ -154,40 +154,38 @@ def compare(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A comparison (YAML); or dotted.key=value for the exact task.",
+            help="Spec of a comparison (YAML); or dotted.key=value for the exact task.",
             metavar="[SPEC.yaml | KEY=VALUE...]",
             show_default=False,
         ),
     ] = None,
     task: Annotated[str, typer.Option(help="Embedded task to compare on: exact.")] = "exact",
-    algorithms: Annotated[str, typer.Option(help="ppo, grpo, rloo, reinforce++, dpo, online_dpo; with commas.")] = (
+    algorithms: Annotated[str, typer.Option(help="ppo, grpo, rloo, reinforce++, dpo, online_dpo; comma-separated.")] = (
         "ppo,dpo"
     ),
-    betas: Annotated[str, typer.Option(help="Weights of the KL, with commas.")] = "1.0,0.3,0.1",
-    seeds: Annotated[str, typer.Option(help="Seeds of the runs, with commas.")] = "0,1,2",
+    betas: Annotated[str, typer.Option(help="KL coefficients, comma-separated.")] = "1.0,0.3,0.1",
+    seeds: Annotated[str, typer.Option(help="Seeds of the runs, comma-separated.")] = "0,1,2",
     pairs: Annotated[int, typer.Option(help="Preference pairs for dpo.", min=1)] = 20_000,
     output_dir: Annotated[str, typer.Option(help="Where the comparison's folder is made.")] = "runs",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write a row for every run to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the records to this file.")] = None,
 ) -> None:
-    """Compare methods as a spec says, with a report: `raylign compare SPEC.yaml`. Without one, run algorithms on the
-    exact task and say how near each comes to the optimum.
+    """Compare methods and write a report: `raylign compare SPEC.yaml`. Without a spec, run algorithms on the exact task
+    and show how close each comes to the optimum.
 
-    A spec says all itself; the options are for the exact task.
+    The options apply only to the exact task.
     """
     quiet_libraries()
     if overrides and "=" not in overrides[0] and overrides[0].endswith((".yaml", ".yml")):
         if overrides[1:]:
-            raise UserError(
-                f"{overrides[1]}: a comparison has its overrides in the spec, under overrides; write it there"
-            )
+            raise UserError(f"{overrides[1]}: a spec has its own overrides; write it there, under overrides")
         from raylign.compare.command import compare_spec
 
         compare_spec(Path(overrides[0]), json_file)
         return
-    from raylign.compare.exact import command as exact
-    from raylign.compare.exact.runs import ExactSpec
+    from raylign.compare.exact.command import compare_exact
+    from raylign.compare.exact.expand import ExactSpec
 
-    wanted = ExactSpec(
+    spec = ExactSpec(
         algorithms=split_list("--algorithms", algorithms, str),
         betas=split_list("--betas", betas, float),
         seeds=split_list("--seeds", seeds, int),
@@ -195,7 +193,7 @@ def compare(
         num_pairs=pairs,
         output_dir=output_dir,
     )
-    exact.compare(task, wanted, json_file)
+    compare_exact(task, spec, json_file)
 
 
 @app.command()
@@ -265,10 +263,10 @@ def quiet_libraries() -> None:
 
 
 def split_list(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
-    """The values of an option like `1.0,0.3`.
+    """Split an option like `1.0,0.3` into its values.
 
     Raises:
-        UserError: none, a wrong one, or one twice.
+        UserError: there is no value, or one is wrong or listed twice.
     """
     values = []
     for part in (part.strip() for part in text.split(",")):
@@ -277,9 +275,10 @@ def split_list(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
                 raise ValueError
             values.append(kind(part))
         except ValueError:
-            raise UserError(f"{option}: {part!r} is no {kind.__name__}; write values with commas, e.g. 0,1,2") from None
-    if len(set(values)) < len(values):
-        raise UserError(f"{option}: {text}: a value stands there twice; remove it")
+            name = {int: "an integer", float: "a number"}.get(kind, "a value")
+            raise UserError(f"{option}: {part!r} is not {name}; separate values with commas, e.g. 0,1,2") from None
+        if values[-1] in values[:-1]:
+            raise UserError(f"{option}: {part} is listed twice; remove one")
     return values
 
 

@@ -1,1 +1,1 @@
-"""Algorithms side by side: the same start, data, reference and evaluation for each."""
+"""Comparison of methods: the same start, data, reference and evaluation for each."""

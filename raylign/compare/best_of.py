@@ -1,4 +1,4 @@
-"""Best-of-n as a method: a collect run over the held-out prompts, and of each prompt the sample with the highest score."""
+"""Best-of-n as a method: a collect run over the held-out prompts, and the sample with the highest score for each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from raylign.compare.samples import Sample
 from raylign.config import load_config
 
 
-def judged_best(folder: Path, n: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """(first, best) sample of every prompt of a collect run that kept all; samples without a score are not there.
+def first_and_best(folder: Path, n: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Return the (first, best) samples of all prompts of a collect run that kept every sample.
 
-    The first of each is what the start does without a choice.
+    The first sample of each prompt is an unselected completion of the start. Samples without a score are left out.
     """
     from raylign.models.description import load_tokenizer
 
@@ -34,7 +34,7 @@ def judged_best(folder: Path, n: int) -> tuple[tuple[Sample, ...], tuple[Sample,
 
 
 def groups_of(rows: list[dict[str, Any]], n: int) -> Iterator[list[dict[str, Any]]]:
-    """Neighbouring rows of one prompt, n at most."""
+    """Yield consecutive rows with the same prompt, at most n at a time."""
     for _, same in groupby(rows, key=lambda row: json.dumps(row["prompt"])):
         group = list(same)
         yield from (group[i : i + n] for i in range(0, len(group), n))

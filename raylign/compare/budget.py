@@ -1,4 +1,4 @@
-"""The same budget for every run: how many steps of each algorithm it buys."""
+"""The same budget for every run, as a number of steps of its algorithm."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from raylign.errors import ConfigError
 
 
 def budget_settings(budget: BudgetConfig | None, config: RunConfig, steps: int | None = None) -> dict[str, Any]:
-    """Settings, by dotted key, with which a run uses its budget; none without one.
+    """Return the settings, by dotted key, with which a run uses its budget; empty without a budget.
 
-    An offline run repeats its data as often as it must.
+    An offline run repeats its data as often as needed.
 
     Args:
-        steps: how many steps of this method fit in `device_seconds`, measured by a pilot.
+        steps: number of steps of this method that fit in `device_seconds`, measured by a pilot.
     Raises:
-        ConfigError: the budget does not pay for one step.
+        ConfigError: the budget is too small for one step.
     """
     if budget is None or (budget.per == "device_seconds" and steps is None):
         return {}
@@ -25,8 +25,8 @@ def budget_settings(budget: BudgetConfig | None, config: RunConfig, steps: int |
     if not number:
         raise ConfigError(
             [
-                f"budget.of_each: {budget.of_each} {budget.per} do not pay for one step of {config.name}, which takes "
-                f"{cost_of_step(budget, config):,}; raise it, or lower the batches of that run"
+                f"budget.of_each: {budget.of_each} {budget.per} are too few for one step of {config.name}, which takes "
+                f"{cost_of_step(budget, config):,}; raise the budget, or make the batches of that run smaller"
             ]
         )
     if isinstance(config.algorithm, OnlineConfig):
@@ -35,7 +35,7 @@ def budget_settings(budget: BudgetConfig | None, config: RunConfig, steps: int |
 
 
 def cost_of_step(budget: BudgetConfig, config: RunConfig) -> int:
-    """Optimizer steps, or completion tokens passed (at their longest), of one step of the run's loop."""
+    """Return the cost of one step of the run's loop: optimizer steps, or completion tokens at their longest."""
     algorithm = config.algorithm
     if isinstance(algorithm, OnlineConfig):
         updates = algorithm.epochs * algorithm.minibatches

@@ -1,4 +1,4 @@
-"""The command `raylign compare SPEC.yaml`: check, make the runs, keep their rows, write the report."""
+"""The command `raylign compare SPEC.yaml`: check, execute the runs, save their records, write the report."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from raylign.controllers.stages import plan as plan_stages
 from raylign.errors import RaylignError
 from raylign.tracking import progress_console
 
-ROWS = "rows.json"
+RECORDS = "rows.json"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A checked spec, and the runs that it asks for."""
+    """A checked spec, and its runs."""
 
     file: Path
     spec: CompareConfig
@@ -34,10 +34,10 @@ class Comparison:
 
 
 def prepare(path: Path) -> Comparison:
-    """Read and check everything.
+    """Read and check the spec, its run configs and the files that they name.
 
     Raises:
-        ConfigError, UserError: what is wrong, with its line; nothing was started.
+        ConfigError, UserError: an error in one of them, with its line; nothing was started.
     """
     spec, lines = load_compare(path)
     recipes = read_recipes(path, spec, lines)
@@ -45,12 +45,15 @@ def prepare(path: Path) -> Comparison:
     folder = comparison_folder(spec)
     planned = expand_runs(spec, recipes, folder)
     for one in planned:
-        plan_stages(one.config)  # the files that they name are there
+        plan_stages(one.config)  # checks that the files they name exist
     return Comparison(path, spec, recipes, folder, planned)
 
 
-def measured(comparison: Comparison, note: Callable[[str], None]) -> Comparison:
-    """With as many steps as a budget of device-seconds pays for, by pilot runs; other budgets are in the plan already."""
+def with_measured_steps(comparison: Comparison, note: Callable[[str], None]) -> Comparison:
+    """Measure with pilot runs how many steps fit in a budget of device-seconds, and expand the spec again.
+
+    Other budgets need no pilot.
+    """
     spec, recipes, folder = comparison.spec, comparison.recipes, comparison.folder
     if spec.budget is None or spec.budget.per != "device_seconds":
         return comparison
@@ -59,11 +62,11 @@ def measured(comparison: Comparison, note: Callable[[str], None]) -> Comparison:
 
 
 def compare_spec(path: Path, json_file: Path | None = None, console: Console | None = None) -> list[RunRecord]:
-    """Make all runs and the report. The same command goes on where it stopped, and writes the report anew.
+    """Execute all runs and write the report. The same command continues where it stopped, and rewrites the report.
 
     Raises:
-        UserError: the spec must be mended; nothing was started.
-        RaylignError: no run came to its end.
+        UserError: the spec must be fixed; nothing was started.
+        RaylignError: no run finished.
     """
     from raylign.compare.report.write import write_report
 
@@ -78,18 +81,18 @@ def compare_spec(path: Path, json_file: Path | None = None, console: Console | N
     def note(line: str) -> None:
         progress.print(line, soft_wrap=True, highlight=False, markup=False)
 
-    comparison = measured(comparison, note)
-    rows = make_records(comparison.planned, comparison.folder, note)
-    write_records(comparison.folder / ROWS, rows)
-    if not any(row.done for row in rows):
-        raise RaylignError(f"no run came to its end; the first said: {rows[0].error}")
+    comparison = with_measured_steps(comparison, note)
+    records = make_records(comparison.planned, comparison.folder, note)
+    write_records(comparison.folder / RECORDS, records)
+    if not any(record.done for record in records):
+        raise RaylignError(f"no run finished; error of the first: {records[0].error}")
     note("writing the report")
-    files = write_report(comparison.spec, comparison.file, rows, comparison.folder)
+    files = write_report(comparison.spec, comparison.file, records, comparison.folder)
     if json_file:
-        write_records(json_file, rows)
-    for row in rows:
-        if not row.done:
-            console.print(f"failed: {row.id}: {row.error}", soft_wrap=True)
+        write_records(json_file, records)
+    for record in records:
+        if not record.done:
+            console.print(f"failed: {record.id}: {record.error}", soft_wrap=True)
     for file in files:
         console.print(os.path.relpath(file), soft_wrap=True)
-    return rows
+    return records

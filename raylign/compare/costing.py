@@ -1,16 +1,16 @@
-"""What a run took: from its summary and its config to device-seconds, memory, tokens, operations and money.
+"""Cost of a run, from its summary and its config: device-seconds, memory, tokens, operations and price.
 
-- Held seconds of a role: from the reservation of its actors' places to their end, working or waiting (`held_seconds` of
+- Reserved seconds of a role: from the reservation of its actors' places to their end, working or waiting (`held_seconds` of
   summary.json).
-- A device is a GPU if the run asks for any, else one of Ray's logical CPUs. Device-seconds of a role are held seconds x
+- A device is a GPU if the run asks for any, else one of Ray's logical CPUs. Device-seconds of a role are reserved seconds x
   actors x devices of an actor. Where roles are colocated they take turns on the same devices, so the run has those of
   its largest role, and the roles' own do not add up.
-- `learning` leaves out what only judges: the seconds of evaluations, and the engines and evaluator that are started after
-  an offline run for it. Methods are compared by it.
-- Offline runs on the same rows share the logprobs of the reference: the first one makes them. What it held for that is
-  divided evenly among them (`split_reference_pass_cost`).
-- Operations: 6 for each parameter and completion token learned from (as often as it is passed), 2 for each token
-  generated or scored. Prompts and attention are left out, for all methods alike, so it is a lower bound.
+- `learning` leaves out evaluation: its seconds, and the engines and evaluator that are started for it after an offline
+  run. Methods are compared by this cost.
+- Offline runs on the same rows share the logprobs of the reference: the first run computes them. Its cost for
+  that is divided evenly among them (`split_reference_pass_cost`).
+- Operations: 6 per parameter and completion token learned from (every pass counted), 2 per token generated or
+  scored. Prompts and attention are left out for all methods, so this is a lower bound.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ FLOPS_LEARNED, FLOPS_SCORED = 6, 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run. By role where a dict."""
+    """Cost of one run; dicts are by role."""
 
     wall_seconds: float
     start_seconds: float  # placing actors and loading models, in wall_seconds
     device: str  # gpu or cpu
     device_seconds: dict[str, float]
-    learning_seconds: float  # held to learn, wall
+    learning_seconds: float  # wall seconds for which roles were reserved to learn
     learning_device_seconds: float
-    reference_device_seconds: float  # of an offline run that scored its dataset with the reference, policy waiting
-    devices: float  # held while learning
-    peak_bytes: dict[str, int]  # of the largest actor
-    learning_bytes: int  # of all actors that learning takes, each at its own peak
+    reference_device_seconds: float  # an offline run's reference pass over its dataset, while the policy waits
+    devices: float  # reserved while learning
+    peak_bytes: dict[str, int]  # peak of the largest actor
+    learning_bytes: int  # all actors that learning needs, each at its own peak
     tokens_generated: int
-    tokens_trained: int  # as often as they are passed
+    tokens_trained: int  # every pass counted
     flops: float
     model_copies: int
     copies_of: tuple[str, ...]
@@ -58,29 +58,29 @@ class Cost:
 
 
 def cost_of_run(folder: Path) -> Cost:
-    """Of a finished run directory."""
+    """Return the cost of a finished run, read from its directory."""
     config = load_config(folder / "config.yaml")
     summary = json.loads((folder / "summary.json").read_text())
     return cost_of(config, summary, num_parameters(folder), _passes(folder, summary["steps"]))
 
 
 def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes: float = 1.0) -> Cost:
-    """See the head of this file.
+    """Compute the cost of a run (definitions: top of this file).
 
     Args:
-        summary: summary.json; one without `held_seconds` (of an earlier raylign) counts every role as held to the end.
-        parameters: of the model; critic and reward model are taken to be as large.
-        passes: of an offline run over its dataset. Its reference scores every row once: counted for every run, though
-            those that find the logprobs in the cache take no time for it.
+        summary: summary.json; one without `held_seconds` (of an earlier raylign) counts every role as reserved to the end.
+        parameters: size of the model; critic and reward model are assumed to be as large.
+        passes: number of passes of an offline run over its dataset. Its reference scores every row once. That is
+            counted for every run, although runs that find the logprobs in the cache spend no time on it.
     """
     wall: float = summary["wall_seconds"]
     evaluating: float = summary["stage_seconds"].get("evaluate", 0.0)
     held: dict[str, dict[str, float]] = summary.get("held_seconds") or {"train": dict.fromkeys(summary["memory"], wall)}
-    train, judge = held.get("train", {}), held.get("judge", {})
-    if not judge:  # the same actors learned and judged
+    train, separate = held.get("train", {}), held.get("judge", {})
+    if not separate:  # the same actors trained and evaluated
         train = {role: max(0.0, seconds - evaluating) for role, seconds in train.items()}
-    judging: dict[str, float] = judge or dict.fromkeys(train, evaluating)
-    per_role = {role: _devices(config, role) for role in {**train, **judging}}
+    evaluation: dict[str, float] = separate or dict.fromkeys(train, evaluating)
+    per_role = {role: _devices(config, role) for role in {**train, **evaluation}}
     colocated = config.placement.mode == "colocated"
 
     def add_up(seconds: dict[str, float]) -> float:
@@ -88,7 +88,7 @@ def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes:
         return max(parts, default=0.0) if colocated else sum(parts)
 
     learners = {role: seconds for role, seconds in train.items() if role != "evaluator"}
-    everything = {role: (train.get(role, 0.0) + judging.get(role, 0.0)) * per_role[role] for role in per_role}
+    everything = {role: (train.get(role, 0.0) + evaluation.get(role, 0.0)) * per_role[role] for role in per_role}
     if colocated:
         largest = max(everything, key=lambda role: everything[role])
         everything = {role: value if role == largest else 0.0 for role, value in everything.items()}
@@ -119,7 +119,7 @@ def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes:
 
 
 def model_copies(config: RunConfig) -> tuple[str, ...]:
-    """The role of every copy of a model that is held while the run learns. Ranks that split a model hold one between them."""
+    """Return the role of every copy of a model in memory while the run learns; ranks that split a model count as one."""
     algorithm = config.algorithm
     names = ["policy"]
     if isinstance(algorithm, OnlineConfig):
@@ -134,7 +134,10 @@ def model_copies(config: RunConfig) -> tuple[str, ...]:
 
 
 def num_parameters(folder: Path) -> int:
-    """Of the model that a run learned (or sampled), by the headers of its safetensors files; 0 if it is not on this machine."""
+    """Return the size of the model that a run trained or sampled, read from the headers of its safetensors files.
+
+    0 if the model is not on this machine.
+    """
     model = folder / "model"
     if not model.is_dir():
         model = Path(load_config(folder / "resolved.yaml").model.path)
@@ -157,7 +160,7 @@ def _flops(config: RunConfig, parameters: int, generated: int, trained: int, pas
         scorers = int(isinstance(config.reward, ModelReward))
     elif isinstance(algorithm, OnlineConfig):
         copies = model_copies(config)
-        critic = algorithm.has_critic  # it also says its values before the update
+        critic = algorithm.has_critic  # it also computes values before the update
         learners += critic
         scorers = ("reference" in copies) + ("reward" in copies) + critic + algorithm.recomputes_old_logprobs
         seen = generated
@@ -167,12 +170,12 @@ def _flops(config: RunConfig, parameters: int, generated: int, trained: int, pas
 
 
 def _passed(config: RunConfig, trained: int) -> int:
-    """Online runs count the samples of a step once, and pass them `epochs` times."""
+    """Return the trained tokens with every pass counted; online runs report each sample once and pass it `epochs` times."""
     return trained * config.algorithm.epochs if isinstance(config.algorithm, OnlineConfig) else trained
 
 
 def _passes(folder: Path, steps: int) -> float:
-    """Of an offline run over the rows of its dataset, where that is a file on this machine; else 1."""
+    """Return the passes of an offline run over its dataset; 1 if that is not a file on this machine."""
     config = load_config(folder / "resolved.yaml")
     data = Path(config.data.path)
     if not isinstance(config.algorithm, OfflineConfig) or data.suffix != ".jsonl" or not data.is_file():
@@ -183,7 +186,7 @@ def _passes(folder: Path, steps: int) -> float:
 
 
 def _devices(config: RunConfig, role: str) -> float:
-    """Devices of all actors of a role."""
+    """Return the number of devices of all actors of a role."""
     needed = config.role_resources(role)
     return needed.num_actors * (needed.num_gpus if config.uses_gpus else needed.num_cpus)
 

@@ -1,11 +1,11 @@
-"""Making the runs: the one place where a comparison meets what executes it."""
+"""Executes the runs of a comparison as trials, and reads their records."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from raylign.compare.exact.scores import without_noise
+from raylign.compare.exact.scores import with_exact_scores
 from raylign.compare.expand import PlannedRun
 from raylign.compare.read import failed_record, read_record
 from raylign.compare.records import RunRecord, attach_reference_answers, split_reference_pass_cost
@@ -15,20 +15,20 @@ from raylign.tuning.trials import Trial, run_trials
 
 
 def make_records(planned: Sequence[PlannedRun], folder: Path, note: Callable[[str], None]) -> list[RunRecord]:
-    """Every run made, or found done, as a row."""
+    """Execute the runs that are not finished yet, and return the records of all."""
     results = run_trials([Trial(one.id, one.config) for one in planned], folder, note=note)
-    rows = []
+    records = []
     for one, result in zip(planned, results, strict=True):
         if result.folder is None or result.error is not None:
-            rows.append(failed_record(one, result.error or "no result"))
+            records.append(failed_record(one, result.error or "no result"))
         else:
-            rows.append(without_noise(read_record(one, result.folder, stages_of(plan_stages(one.config)))))
-    return attach_reference_answers(split_reference_pass_cost(rows))
+            records.append(with_exact_scores(read_record(one, result.folder, stages_of(plan_stages(one.config)))))
+    return attach_reference_answers(split_reference_pass_cost(records))
 
 
 def stages_of(stage: Stage) -> list[Path]:
-    """Folders of all runs that a run needs, each once, in the order in which they were made."""
-    found: list[Path] = []
+    """Return the folders of all stages that a run needs, each once, in the order in which they were made."""
+    folders: list[Path] = []
     for needed in stage.needs.values():
-        found += [folder for folder in [*stages_of(needed), needed.folder] if folder not in found]
-    return found
+        folders += [folder for folder in [*stages_of(needed), needed.folder] if folder not in folders]
+    return folders

@@ -1,10 +1,11 @@
-"""From a spec to its runs: one config for every method, setting and seed, written and checked before anything starts."""
+"""From a spec to its runs: one config for every method, setting and seed, checked and written before anything starts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from raylign.compare.budget import budget_settings
-from raylign.config import ALGORITHMS, RunConfig, load_config
+from raylign.config import ALGORITHMS, RunConfig
 from raylign.config.compare import CompareConfig, MethodConfig, method_config_path
 from raylign.config.graph import check_graph
 from raylign.config.load import Lines, build_config, read_tree, set_value
@@ -26,44 +27,47 @@ EVERY_SAMPLE = 2**31
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run to be made. `id` names it in rows, figures and files."""
+    """A run of the comparison, not executed yet. `id` names it in records, figures and files."""
 
     id: str
     method: str
     label: str
-    setting: dict[str, Any]  # beta (or n) first, then what is searched, by dotted key
+    setting: dict[str, Any]  # beta (or n) first, then the searched settings, by dotted key
     seed: int
-    file: Path  # `raylign run` of this file makes the same
+    file: Path  # `raylign run` of this file repeats the run
     config: RunConfig
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method's run config with the spec's overrides, and where each of its keys was said."""
+    """A method's run config with the overrides of the spec, and the place where each of its keys was set."""
 
     method: MethodConfig
     index: int
     file: Path
-    config: RunConfig
+    tree: dict[str, Any]  # the file with the overrides, not validated
+    config: RunConfig  # the same, validated
     lines: Lines
 
     def place(self, dotted: str) -> str:
-        """`file:line: ` of a key, or of the nearest one above it."""
+        """Return `file:line` of a key, or of the nearest key above it."""
         return self.lines.place(tuple(dotted.split(".")), self.file)
 
 
 def read_recipes(path: Path, spec: CompareConfig, lines: Lines) -> list[Recipe]:
-    """The run config of every method, on the spec's task, with its overrides.
+    """Read the run config of every method, with the task and the overrides of the spec.
 
     Raises:
-        ConfigError: with the line of the recipe or of the spec, wherever the fault was written.
+        ConfigError: an error in a run config or in the spec, with its line.
     """
     return [_recipe(path, spec, lines, i) for i in range(len(spec.methods))]
 
 
 def comparison_folder(spec: CompareConfig) -> Path:
-    """Named by all that decides the runs, so that the same command goes on where it stopped, and a further seed, beta or
-    method joins the runs that are done."""
+    """Return the folder of a comparison, named by everything that decides its runs except methods, betas and seeds.
+
+    So the same command continues where it stopped, and further methods, betas and seeds join the finished runs.
+    """
     tree = spec.model_dump(mode="json", exclude={"methods", "betas", "seeds", "price_per_device_hour", "target_score"})
     digest = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
     return output_base(spec.output_dir) / f"compare-{spec.name}-{digest}"
@@ -72,10 +76,10 @@ def comparison_folder(spec: CompareConfig) -> Path:
 def expand_runs(
     spec: CompareConfig, recipes: list[Recipe], folder: Path, steps: dict[str, int] | None = None
 ) -> list[PlannedRun]:
-    """Write and check all configs, seed by seed, so that a comparison that is cut short has whole seeds.
+    """Check and write the configs of all runs, seed by seed, so that an interrupted comparison has complete seeds.
 
     Args:
-        steps: steps of each method, where a pilot has measured them (`budget.per: device_seconds`).
+        steps: number of steps of each method, if a pilot has measured it (a budget of device-seconds).
     """
     configs = folder / "configs"
     configs.mkdir(parents=True, exist_ok=True)
@@ -88,7 +92,7 @@ def expand_runs(
 
 
 def settings_of(spec: CompareConfig, method: MethodConfig) -> Iterator[dict[str, Any]]:
-    """Every combination of beta and what is searched, or every n."""
+    """Yield every combination of beta and searched settings, or every n."""
     if method.best_of:
         yield from ({"n": n} for n in method.best_of)
         return
@@ -112,19 +116,19 @@ def _recipe(path: Path, spec: CompareConfig, spec_lines: Lines, index: int) -> R
         put(key, value, "methods", index, "overrides", key)
     for key, values in method.search.items():
         put(key, values[0], "methods", index, "search", key)
-    config = build_config(file, tree, lines, [])
-    recipe = Recipe(method, index, file, config, lines)
+    recipe = Recipe(method, index, file, tree, build_config(file, tree, lines, []), lines)
+    config = recipe.config
     name = config.algorithm.name
     if not method.best_of and config.algorithm.kl_key is None:
         usable = [name for name, algorithm in ALGORITHMS.items() if algorithm.kl_key]
         raise ConfigError(
             [
-                f"{recipe.place('algorithm.name')}: algorithm.name: {name} has no beta to compare over; use one of {', '.join(usable)}"
+                f"{recipe.place('algorithm.name')}: algorithm.name: {name} has no KL coefficient to compare over; use one of {', '.join(usable)}"
             ]
         )
     if config.evaluation is None:
         raise ConfigError(
-            [f"{file}:1: evaluation: method {method.name} is not judged; add evaluation: {{data: ..., reward: ...}}"]
+            [f"{file}:1: evaluation: method {method.name} is not evaluated; add evaluation: {{data: ..., reward: ...}}"]
         )
     check_graph(config)
     return recipe
@@ -143,8 +147,7 @@ def _write_run(
     method, config = recipe.method, recipe.config
     values = "-".join(f"{key.rpartition('.')[2]}{_short(value)}" for key, value in setting.items())
     name = f"{method.name.replace('+', 'p')}-{values}-seed{seed}"
-    tree = config.model_dump(mode="json")
-    lines = Lines(recipe.lines)
+    tree, lines = deepcopy(recipe.tree), Lines(recipe.lines)
     ours: dict[str, Any] = {
         "name": name,
         "seed": seed,
@@ -165,13 +168,14 @@ def _write_run(
     for key, value in ours.items():
         _set(tree, lines, key, value, str(recipe.file))
     file = folder / "configs" / f"{name}.yaml"
-    made = build_config(recipe.file, tree, lines, [])
-    write_atomic(file, yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False))
-    return PlannedRun(name, method.name, method.title, dict(setting), seed, file, load_config(file))
+    config = build_config(recipe.file, tree, lines, [])
+    write_atomic(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return PlannedRun(name, method.name, method.title, dict(setting), seed, file, config)
 
 
 def _best_of(config: RunConfig, n: int, prompts: int | None) -> dict[str, Any]:
-    """A collect run in the run's place: n samples of every held-out prompt, scored as the evaluation scores."""
+    """Return the sections of a collect run in place of the run: n samples of every held-out prompt, with the
+    evaluation's reward."""
     assert config.evaluation is not None
     data = config.evaluation.data.model_copy(update={"max_rows": prompts} if prompts else {})
     reward = config.evaluation_reward

@@ -1,4 +1,4 @@
-"""Are the methods comparable? The same start, reference, preferences and judgement, or nothing is started."""
+"""Checks that methods are comparable: the same start, reference, preferences and evaluation."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from raylign.errors import ConfigError
 SAME: tuple[tuple[str, str], ...] = (
     ("model.path", "start from the same model"),
     ("model.compute_dtype", "compute in the same precision"),
-    ("reference", "be held near the same reference"),
-    ("task", "be on the same task"),
-    ("evaluation.data", "be judged on the same prompts"),
-    ("evaluation.reward", "be judged by the same reward"),
+    ("reference", "stay close to the same reference"),
+    ("task", "use the same task"),
+    ("evaluation.data", "be evaluated on the same prompts"),
+    ("evaluation.reward", "be evaluated by the same reward"),
     ("rollout.engine", "be sampled by the same engine"),
     ("rollout.sampling", "be sampled in the same way"),
 )
-"""What must be equal, and why."""
+"""Settings that must be equal, and the end of the sentence that says why."""
 
 
 def check_matched(recipes: Sequence[Recipe]) -> None:
     """Compare every method with the first one that has the setting.
 
     Raises:
-        ConfigError: a line for each setting that differs: where it stands, the other value, and the fix.
+        ConfigError: a line for each setting that differs, with its place, the other value, and the fix.
     """
     problems = [fault for dotted, why in SAME for fault in _differing(recipes, dotted, why)]
     problems += _preferences(recipes)
@@ -52,21 +52,21 @@ def _differing(recipes: Sequence[Recipe], dotted: str, why: str) -> list[str]:
 
 
 def _preferences(recipes: Sequence[Recipe]) -> list[str]:
-    """The pairs that a method learns from, itself or through its reward model."""
-    sources = [(recipe, *found) for recipe in recipes if (found := preferences_of(recipe.config))]
+    """Return a problem for each method that learns from other preference pairs, itself or through its reward model."""
+    sources = [(recipe, *source) for recipe in recipes if (source := preferences_of(recipe.config))]
     if not sources:
         return []
     first, where, wanted = sources[0]
     return [
-        f"{other.place(place)}: {place}: {other.method.name} learns from the preferences {found}, but {first.method.name} from "
+        f"{other.place(place)}: {place}: {other.method.name} learns from the preferences {dataset}, but {first.method.name} from "
         f"{wanted} ({first.place(where)}); methods that are compared must learn from the same ones"
-        for other, place, found in sources[1:]
-        if found != wanted
+        for other, place, dataset in sources[1:]
+        if dataset != wanted
     ]
 
 
 def preferences_of(config: RunConfig) -> tuple[str, str] | None:
-    """(place, dataset) of the preference pairs behind a run; None if it needs none."""
+    """Return the place and the path of the preference pairs behind a run; None if it uses none."""
     if config.algorithm.learns_from_preferences:
         return "data.path", config.data.path
     if config.reward and config.reward.type == "model" and config.reward.path.startswith("run:"):
@@ -76,21 +76,21 @@ def preferences_of(config: RunConfig) -> tuple[str, str] | None:
 
 
 def _kl_in_reward(recipes: Sequence[Recipe]) -> list[str]:
-    """A beta that moves by itself is no setting to compare over."""
+    """Return a problem for each method whose KL coefficient adapts, because it is compared over fixed ones."""
     problems = []
     for recipe in recipes:
         algorithm = recipe.config.algorithm
         moves = isinstance(algorithm, PolicyGradientConfig) and algorithm.kl.controller == "adaptive"
         if moves and not recipe.method.best_of:
             problems.append(
-                f"{recipe.place('algorithm.kl.controller')}: algorithm.kl.controller: adaptive moves the beta that is compared "
-                "over; set fixed or annealed"
+                f"{recipe.place('algorithm.kl.controller')}: algorithm.kl.controller: adaptive changes the beta that "
+                "methods are compared over; set fixed or annealed"
             )
     return problems
 
 
 def value_of(config: RunConfig, dotted: str) -> Any:
-    """A setting as plain data. Where `evaluation.reward` is not set, the run's own reward judges."""
+    """Return a setting as plain data. If `evaluation.reward` is not set, it is the run's own reward."""
     if dotted == "evaluation.reward":
         reward = config.evaluation_reward
         return reward and reward.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""How many steps fit in a budget of device-seconds: a short run of every method, measured."""
+"""Measures how many steps fit in a budget of device-seconds, with a short run of every method."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ PILOT = "pilot.json"
 def measured_steps(
     spec: CompareConfig, recipes: Sequence[Recipe], folder: Path, note: Callable[[str], None]
 ) -> dict[str, int]:
-    """Steps of each method, by name. Measured once and kept in the folder, so that a comparison goes on with the same."""
+    """Return the number of steps of each method, by name.
+
+    It is measured once and kept in the folder, so that a resumed comparison uses the same numbers.
+    """
     file = folder / PILOT
     if file.exists():
         return json.loads(file.read_text())
     assert spec.budget is not None
     first = spec.model_copy(update={"seeds": spec.seeds[:1], "betas": spec.betas[:1]})
     learners = [recipe for recipe in recipes if not recipe.method.best_of]
-    found = {}
+    steps: dict[str, int] = {}
     for recipe in learners:
         short = expand_runs(first, [recipe], folder, {recipe.method.name: PILOT_STEPS})[0]
         (result,) = run_trials([Trial(short.id, short.config)], folder / "pilot", note=note)
         if result.folder is None:
             raise RaylignError(f"the pilot of {recipe.method.name} failed: {result.error}")
-        found[recipe.method.name] = steps_within(spec.budget.of_each, result.folder, recipe.method.name)
-    file.write_text(json.dumps(found, indent=1))
-    return found
+        steps[recipe.method.name] = steps_within(spec.budget.of_each, result.folder, recipe.method.name)
+    file.write_text(json.dumps(steps, indent=1))
+    return steps
 
 
 def steps_within(device_seconds: float, folder: Path, method: str) -> int:
-    """What is left of the budget behind start and reference pass, in steps as long as the fastest of the pilot.
+    """Return how many steps fit in the budget after start and reference pass, each as long as the pilot's fastest.
 
-    (The first steps of a run warm up.)
+    The first steps of a run are slower, because they warm up.
     """
     cost = cost_of_run(folder)
     steps = [line["time/step"] for line in read_metrics(folder / "metrics.jsonl")]
@@ -50,8 +53,8 @@ def steps_within(device_seconds: float, folder: Path, method: str) -> int:
     if number < 1:
         raise ConfigError(
             [
-                f"budget.of_each: {device_seconds:g} device-seconds do not pay for one step of {method}: its start alone takes "
-                f"{fixed:.0f}; raise it"
+                f"budget.of_each: {device_seconds:g} device-seconds are too few for one step of {method}: its start alone takes "
+                f"{fixed:.0f}; raise the budget"
             ]
         )
     return number

@@ -1,4 +1,4 @@
-"""From a finished run directory to its record."""
+"""Reads the record of a finished run from its directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raylign.compare.best_of import judged_best
+from raylign.compare.best_of import first_and_best
 from raylign.compare.costing import Cost, cost_of_run
 from raylign.compare.expand import PlannedRun
 from raylign.compare.records import Point, RunRecord, StageUse
@@ -18,14 +18,15 @@ from raylign.tracking import read_metrics
 
 
 def failed_record(planned: PlannedRun, error: str) -> RunRecord:
+    """Return the record of a run that did not finish, with the last line of its error."""
     return RunRecord(**_head(planned), folder="", error=error.strip().splitlines()[-1] if error.strip() else "failed")
 
 
 def read_record(planned: PlannedRun, folder: Path, stages: Sequence[Path]) -> RunRecord:
-    """Of a finished run directory.
+    """Return the record of a finished run, read from its directory.
 
     Args:
-        stages: directories of the runs that it needed, in the order they were made.
+        stages: directories of the stages that it needed, in the order in which they were made.
     """
     summary = json.loads((folder / "summary.json").read_text())
     config = planned.config
@@ -37,7 +38,7 @@ def read_record(planned: PlannedRun, folder: Path, stages: Sequence[Path]) -> Ru
     }
     if isinstance(config.algorithm, CollectConfig):
         n = config.algorithm.samples_per_prompt
-        before, after = judged_best(folder, n)
+        before, after = first_and_best(folder, n)
         return RunRecord(
             **common,
             score_before=_mean([s.score for s in before]),
@@ -81,7 +82,7 @@ def _head(planned: PlannedRun) -> dict[str, Any]:
 
 
 def _curve(config: RunConfig, folder: Path, summary: dict[str, Any], cost: Cost) -> tuple[Point, ...]:
-    """From the start to the end; of an offline run these two alone have a score, for it is judged when it has ended."""
+    """Return the run's points from start to end; an offline run is evaluated only at these two."""
     found = summary["evaluation"]
     points = [Point(0, 0.0, summary["score_before"], found["before"]["kl"])]
     if isinstance(config.algorithm, OnlineConfig):

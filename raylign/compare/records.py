@@ -1,4 +1,4 @@
-"""A row for every run of a comparison: what came of it and what it took. The report is made of rows alone."""
+"""The record of each run of a comparison: its results and its cost. The report is made from records alone."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _NUMBERS = ("score_before", "score_after", "length_before", "length_after", "fin
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run stood on the way."""
+    """A run at one of its steps: cost so far, score and KL."""
 
     step: int
     device_seconds: float  # of learning, so far
-    score: float | None  # on the held-out prompts, by the reward that judges
-    kl: float | None  # there, nats per completion
+    score: float | None  # on the held-out prompts, by the evaluation reward
+    kl: float | None  # on the held-out prompts, nats per completion
     reward: float | None = None  # mean of the run's own reward, on its training prompts
-    reward_kl: float | None = None  # there
+    reward_kl: float | None = None  # on the training prompts
 
 
 @dataclass(frozen=True)
 class StageUse:
-    """A run that another one needed; it is made once for all that need it."""
+    """A stage that a run needed; it is made once for all runs that need it."""
 
     name: str
     folder: str
@@ -40,7 +40,7 @@ class StageUse:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run."""
+    """Results and cost of one run."""
 
     id: str
     method: str
@@ -54,11 +54,11 @@ class RunRecord:
     score_before: float = math.nan
     score_after: float = math.nan
     kl: float | None = None
-    kl_is_bound: bool = False  # of best-of-n: log n - (n - 1) / n
+    kl_is_bound: bool = False  # for best-of-n: log n - (n - 1) / n
     length_before: float = math.nan
     length_after: float = math.nan
-    finished: float = math.nan  # share of completions that ended by themselves
-    learned_reward: bool = False  # what it learned from is a model, and another reward judges
+    finished: float = math.nan  # share of completions that ended before the length limit
+    learned_reward: bool = False  # trained on a reward model, evaluated by another reward
     optimizer_steps: int = 0
     cost: Cost | None = None
     stages: tuple[StageUse, ...] = ()  # in the order they were made
@@ -75,35 +75,40 @@ class RunRecord:
         return self.error is None
 
 
-def split_reference_pass_cost(rows: Sequence[RunRecord]) -> list[RunRecord]:
-    """Divide what offline runs held for the logprobs of the reference among all that read them (see `costing`)."""
-    users = {row.id for row in rows if row.cost and _is_offline(row) and "reference" in row.cost.copies_of}
-    total = sum(row.cost.reference_device_seconds for row in rows if row.cost and row.id in users)
-    return [_with_more(row, total / len(users)) if row.id in users else row for row in rows]
+def split_reference_pass_cost(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Divide the cost of the reference pass among all offline runs that read its logprobs (see `costing`)."""
+    users = {
+        record.id for record in records if record.cost and _is_offline(record) and "reference" in record.cost.copies_of
+    }
+    total = sum(record.cost.reference_device_seconds for record in records if record.cost and record.id in users)
+    return [_add_learning_cost(record, total / len(users)) if record.id in users else record for record in records]
 
 
-def _is_offline(row: RunRecord) -> bool:
-    return issubclass(ALGORITHMS.get(row.algorithm, CollectConfig), OfflineConfig)
+def _is_offline(record: RunRecord) -> bool:
+    return issubclass(ALGORITHMS.get(record.algorithm, CollectConfig), OfflineConfig)
 
 
-def _with_more(row: RunRecord, device_seconds: float) -> RunRecord:
-    assert row.cost is not None
-    learning = row.cost.learning_device_seconds + device_seconds
-    last = replace(row.curve[-1], device_seconds=learning)
-    return replace(row, cost=replace(row.cost, learning_device_seconds=learning), curve=(*row.curve[:-1], last))
+def _add_learning_cost(record: RunRecord, device_seconds: float) -> RunRecord:
+    assert record.cost is not None
+    learning = record.cost.learning_device_seconds + device_seconds
+    last = replace(record.curve[-1], device_seconds=learning)
+    return replace(
+        record, cost=replace(record.cost, learning_device_seconds=learning), curve=(*record.curve[:-1], last)
+    )
 
 
-def write_records(file: Path, rows: Sequence[RunRecord]) -> None:
-    trees = [_without_nan(asdict(row)) for row in rows]
+def write_records(file: Path, records: Sequence[RunRecord]) -> None:
+    """Write the records as a JSON list."""
+    trees = [_without_nan(asdict(record)) for record in records]
     write_atomic(file, json.dumps(trees, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def read_records(file: Path) -> list[RunRecord]:
-    """What `write_records` wrote."""
-    return [_row(tree) for tree in json.loads(file.read_text())]
+    """Read the records that `write_records` wrote."""
+    return [_record(tree) for tree in json.loads(file.read_text())]
 
 
-def _row(tree: dict[str, Any]) -> RunRecord:
+def _record(tree: dict[str, Any]) -> RunRecord:
     read: dict[str, Any] = {
         "cost": tree["cost"] and _cost(tree["cost"]),
         "stages": tuple(StageUse(s["name"], s["folder"], _cost(s["cost"])) for s in tree["stages"]),
@@ -116,7 +121,7 @@ def _row(tree: dict[str, Any]) -> RunRecord:
 
 
 def _without_nan(tree: dict[str, Any]) -> dict[str, Any]:
-    """What is not known is null: JSON has no NaN."""
+    """Replace NaN, which JSON does not have, by null."""
     return tree | {name: None if not math.isfinite(tree[name]) else tree[name] for name in _NUMBERS}
 
 
@@ -124,14 +129,14 @@ def _cost(tree: dict[str, Any]) -> Cost:
     return Cost(**{**tree, "copies_of": tuple(tree["copies_of"])})
 
 
-def attach_reference_answers(rows: Sequence[RunRecord]) -> list[RunRecord]:
-    """The reference answers also for the samples of best-of-n, which a collect run keeps without them."""
-    known = {str(s.prompt): s for row in rows for s in row.after if s.reference is not None}
+def attach_reference_answers(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Add the reference answers to the samples of best-of-n, which a collect run keeps without them."""
+    known = {str(s.prompt): s for record in records for s in record.after if s.reference is not None}
     if not known:
-        return list(rows)
+        return list(records)
 
-    def named(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        found = [(s, known.get(str(s.prompt), s)) for s in samples]
-        return tuple(replace(s, reference=k.reference, reference_score=k.reference_score) for s, k in found)
+    def with_answers(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+        pairs = [(s, known.get(str(s.prompt), s)) for s in samples]
+        return tuple(replace(s, reference=k.reference, reference_score=k.reference_score) for s, k in pairs)
 
-    return [replace(row, before=named(row.before), after=named(row.after)) for row in rows]
+    return [replace(record, before=with_answers(record.before), after=with_answers(record.after)) for record in records]

@@ -12,19 +12,19 @@ from raylign.tasks import score_function
 
 @dataclass(frozen=True)
 class Sample:
-    """A completion of a held-out prompt."""
+    """A scored completion of a held-out prompt."""
 
     prompt: str
     completion: str
     score: float | None
     length: int  # tokens
     kl: float | None = None  # log policy - log reference, nats
-    reference: str | None = None  # what the data has as a good completion of this prompt
+    reference: str | None = None  # reference answer of the data for this prompt
     reference_score: float | None = None
 
 
 def read_samples(config: RunConfig, file: Path) -> tuple[Sample, ...]:
-    """As the evaluation kept them. Where the data has reference answers, these are scored by the task's own truth."""
+    """Read the samples that an evaluation kept; reference answers of the data are scored by the task's ground truth."""
     with file.open() as f:
         rows = [json.loads(line) for line in f]
     found = [Sample(row["prompt"], row["completion"], row["score"], row["length"], row.get("kl")) for row in rows]

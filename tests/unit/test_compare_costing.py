@@ -124,7 +124,9 @@ def test_a_pilot_says_how_many_steps_fit_behind_the_start(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     # Half a CPU for 50 s is 25, the steps took 10 of it: 15 to start, then 2.5 a step.
     assert steps_within(40.0, tmp_path, "dpo") == 10
-    with pytest.raises(ConfigError, match="16 device-seconds do not pay for one step of dpo: its start alone takes 15"):
+    with pytest.raises(
+        ConfigError, match="16 device-seconds are too few for one step of dpo: its start alone takes 15"
+    ):
         steps_within(16.0, tmp_path, "dpo")
 
 

@@ -8,25 +8,30 @@ from typing import Any
 import pytest
 
 from raylign.cli import split_list
+from raylign.compare.exact.expand import COMPARABLE, ExactSpec, expand_exact
 from raylign.compare.exact.frontier import draw
-from raylign.compare.exact.runs import COMPARABLE, ExactRecord, ExactSpec, plan, write_records
+from raylign.compare.exact.records import ExactRecord, write_records
 from raylign.config import ALGORITHMS, CollectConfig, ExactTask, load_config
 from raylign.config.graph import check_graph
 from raylign.errors import ConfigError, UserError
 
 
 def planned(tmp_path, algorithms=("ppo",), betas=(0.3,), seeds=(0,), overrides=(), num_pairs=50):
-    return plan(ExactSpec(algorithms, betas, seeds, overrides, num_pairs, str(tmp_path)))
+    return expand_exact(ExactSpec(algorithms, betas, seeds, overrides, num_pairs, str(tmp_path)))
 
 
 @pytest.mark.parametrize("algorithm", COMPARABLE)
 def test_every_algorithm_has_a_recipe_that_takes_beta_and_seed(tmp_path, algorithm):
     _, plans = planned(tmp_path, [algorithm], [1.0, 0.1], [0, 7])
-    assert [(p.algorithm, p.beta, p.seed) for p in plans] == [(algorithm, b, s) for s in (0, 7) for b in (1.0, 0.1)]
+    assert [(p.method, p.setting["beta"], p.seed) for p in plans] == [
+        (algorithm, b, s) for s in (0, 7) for b in (1.0, 0.1)
+    ]
     for one in plans:
         found: Any = one.config.algorithm
         assert found.name == algorithm
-        assert (found.kl.coef if ALGORITHMS[algorithm].kl_key == "algorithm.kl.coef" else found.beta) == one.beta
+        assert (found.kl.coef if ALGORITHMS[algorithm].kl_key == "algorithm.kl.coef" else found.beta) == one.setting[
+            "beta"
+        ]
         assert one.config.seed == one.seed
         assert load_config(one.file) == one.config  # the file alone repeats the run
         check_graph(one.config)
@@ -54,7 +59,7 @@ def test_the_same_command_goes_on_in_its_folder_and_another_task_has_its_own(tmp
     ("options", "message"),
     [
         ({"algorithms": ["pppo"]}, "--algorithms: 'pppo' cannot be compared on the exact task; did you mean ppo?"),
-        ({"betas": [0.0]}, "--betas: 0; the optimum exists for a beta above 0 only"),
+        ({"betas": [0.0]}, "--betas: 0; the optimum exists only for a beta above 0"),
         ({"seeds": [-1]}, "--seeds: -1; a seed is 0 or more"),
     ],
 )
@@ -69,7 +74,8 @@ def test_a_wrong_task_key_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"), [("1,x", "'x' is no float"), ("", "'' is no float"), ("1,1.0", "a value stands there twice")]
+    ("text", "problem"),
+    [("1,x", "'x' is not a number"), ("", "'' is not a number"), ("1,1.0", "1.0 is listed twice; remove one")],
 )
 def test_lists_of_options(text, problem):
     assert split_list("--betas", "1.0, 0.3", float) == [1.0, 0.3]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from raylign.compare.exact.scores import optimum_curve, without_noise
+from raylign.compare.exact.scores import optimum_curve, with_exact_scores
 from raylign.config import ExactTask
 from raylign.tasks import prepare
 from raylign.tasks.exact_optimum import Enumeration, evaluate, log_probabilities, optimum
@@ -43,11 +43,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_policy_that_learned_nothing_is_at_the_start_whatever_was_sampled(run):
     sampled = replace(row("ppo", BETA, 0, 9.9), folder=str(run))
-    exact = without_noise(sampled)
+    exact = with_exact_scores(sampled)
     assert exact.score_after == exact.score_before == pytest.approx(_value_of_reference(run))
     assert exact.kl == pytest.approx(0.0, abs=1e-9)
     elsewhere = replace(sampled, folder="/nowhere")
-    assert without_noise(elsewhere) == elsewhere
+    assert with_exact_scores(elsewhere) == elsewhere
 
 
 def test_the_curve_goes_through_the_best_policy_of_each_beta(run):

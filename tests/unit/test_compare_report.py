@@ -11,7 +11,7 @@ import pytest
 
 from raylign.compare.records import RunRecord, read_records, split_reference_pass_cost, write_records
 from raylign.compare.report.claims import BETTER, FASTER, claims, contenders, seconds_to, verdict, win_rate
-from raylign.compare.report.groups import best, held_back, methods, paired
+from raylign.compare.report.groups import best, methods, paired, score_on_odd_prompts
 from raylign.compare.report.write import write_report
 from raylign.config.compare import CompareConfig
 from tests.unit.compare_rows import CHEAP, DEAR, PAIRS, SFT, made_rows, shuffled
@@ -70,7 +70,7 @@ def test_no_claim_without_both_methods_or_above_the_start():
     assert outcome(alone) == {FASTER: "inconclusive", BETTER: "inconclusive"}
     (faster, _) = claims(made_rows(dpo=-2.0), "summarize")
     assert faster.verdict == "inconclusive"
-    assert "rose above the start" in faster.why
+    assert "scored above the start" in faster.why
     (faster, _) = claims(made_rows(), "summarize", target=50.0)
     assert "did not reach the score 50.00 with every seed" in faster.why
 
@@ -89,9 +89,9 @@ def test_the_setting_is_chosen_on_even_prompts_and_judged_on_odd_ones():
     settings = methods(rows)["dpo"]
     chosen = best(settings)
     assert chosen.setting == {"beta": 0.1}
-    one = chosen.rows[0]
+    one = chosen.records[0]
     odd = [sample.score or 0.0 for sample in one.after[1::2]]
-    assert held_back(one) == pytest.approx(sum(odd) / len(odd))
+    assert score_on_odd_prompts(one) == pytest.approx(sum(odd) / len(odd))
     assert len(paired(one.after, one.before, odd=True)[0]) == len(one.after) // 2
 
 
@@ -191,7 +191,7 @@ def test_the_page_stands_alone_and_every_figure_has_runs_and_command(written):
         assert "dpo-beta0.5-seed3" in page.sections[at]
     assert "<b>good" not in text, "what a model wrote is text"
     assert "&lt;b&gt;good" in text
-    for told in (FASTER, BETTER, SFT, PAIRS, "device-seconds", "at 0.5 a device-hour", "bootstrap", "t interval"):
+    for told in (FASTER, BETTER, SFT, PAIRS, "device-seconds", "at 0.5 per device-hour", "bootstrap", "t interval"):
         assert told in text or told in (written / "figures" / "frontier.svg").read_text(), told
 
 
@@ -208,7 +208,10 @@ def test_pictures_are_files_too_and_the_markdown_shows_them(written):
 
 def test_a_report_where_nothing_rose_above_the_start(tmp_path):
     write_report(SPEC, tmp_path / "spec.yaml", made_rows(dpo=-2.0, ppo=-1.0), tmp_path)
-    assert "Here that is no higher than the start, so the costs say little" in (tmp_path / "report.html").read_text()
+    assert (
+        "Here the target is not above the score of the start, so these costs say little"
+        in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_a_report_of_one_seed_and_a_failed_run_says_so(tmp_path):

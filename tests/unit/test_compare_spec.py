@@ -77,7 +77,7 @@ def test_tokens_are_a_budget_too(folder):
     found: Any = {one.method: one.config.algorithm for one in planned}
     assert found["ppo"].steps == 200_000 // (128 * 2 * 32)  # 2 epochs of 128 completions of 32 tokens
     assert found["dpo"].max_steps == 200_000 // (32 * 2 * 32)
-    assert "do not pay for one step of" in problem(write(folder, budget={"per": "tokens", "of_each": 100}))
+    assert "are too few for one step of" in problem(write(folder, budget={"per": "tokens", "of_each": 100}))
 
 
 def test_search_and_betas_of_a_method(folder):
@@ -132,9 +132,9 @@ def test_the_folder_is_that_of_the_same_command_and_prices_do_not_move_it(folder
         ),
         (
             {"methods": with_method(run="sft_sentiment.yaml")},
-            r"sft_sentiment.yaml:\d+: algorithm.name: sft has no beta to compare over",
+            r"sft_sentiment.yaml:\d+: algorithm.name: sft has no KL coefficient to compare over",
         ),
-        ({"methods": with_method(overrides={"evaluation": None})}, "method dpo is not judged; add evaluation"),
+        ({"methods": with_method(overrides={"evaluation": None})}, "method dpo is not evaluated; add evaluation"),
         ({"budget": {"per": "gpu_hours", "of_each": 1}}, "budget.per"),
     ],
 )
@@ -149,17 +149,17 @@ def test_a_wrong_spec_is_named_with_its_line(folder, changes, message):
         ({"model.path": "task:model"}, "model.path: task:model, but ppo has run:.*start from the same model"),
         (
             {"evaluation.data.path": "task:prompts"},
-            "evaluation.data.path: task:prompts, but ppo has task:eval_prompts.*be judged on the same prompts",
+            "evaluation.data.path: task:prompts, but ppo has task:eval_prompts.*be evaluated on the same prompts",
         ),
         (
             {"evaluation.reward": {"type": "model", "path": "run:reward_model_sentiment.yaml"}},
-            "evaluation.reward.type: model, but ppo has task.*be judged by the same reward",
+            "evaluation.reward.type: model, but ppo has task.*be evaluated by the same reward",
         ),
         (
             {"rollout.sampling.temperature": 0.7},
             "rollout.sampling.temperature: 0.7, but ppo has 1.0.*be sampled in the same way",
         ),
-        ({"reference": {"path": "task:model"}}, "reference: .*but ppo has none.*be held near the same reference"),
+        ({"reference": {"path": "task:model"}}, "reference: .*but ppo has none.*stay close to the same reference"),
         ({"model.compute_dtype": "bfloat16"}, "model.compute_dtype: bfloat16, but ppo has float32"),
     ],
 )
@@ -183,7 +183,7 @@ def test_preferences_must_be_the_same_also_behind_a_reward_model(folder):
 
 def test_a_beta_that_moves_by_itself_is_refused(folder):
     methods = with_method(at=0, overrides={"algorithm.kl.controller": "adaptive"})
-    assert "adaptive moves the beta that is compared over" in problem(write(folder, methods=methods))
+    assert "adaptive changes the beta that methods are compared over" in problem(write(folder, methods=methods))
 
 
 def test_the_shipped_comparison_is_valid_and_has_what_the_docs_say(tmp_path):

@@ -1,4 +1,4 @@
-"""The command `raylign compare`: runs, table, picture, file."""
+"""The command `raylign compare` without a spec: runs on the exact task, a table and a picture."""
 
 from __future__ import annotations
 
@@ -9,53 +9,56 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from raylign.compare.exact.expand import ExactSpec, expand_exact
 from raylign.compare.exact.frontier import draw
-from raylign.compare.exact.runs import ExactRecord, ExactSpec, curve, execute, plan, write_records
+from raylign.compare.exact.records import ExactRecord, execute, write_records
+from raylign.compare.exact.scores import curve_of
 from raylign.config import TaskConfig
 from raylign.errors import UserError
 
 
-def compare(task: str, wanted: ExactSpec, json_file: Path | None) -> list[ExactRecord]:
-    """Make all runs, show how near each came to the optimum, and keep rows and picture in the comparison's folder.
+def compare_exact(task: str, spec: ExactSpec, json_file: Path | None) -> list[ExactRecord]:
+    """Execute all runs, show how close each comes to the optimum, and save records and picture in the comparison's folder.
 
     Raises:
         UserError: an option is wrong; nothing was started.
     """
     if task != "exact":
-        raise UserError(f"--task: {task!r} has no known optimum to compare with; only exact has")
-    folder, plans = plan(wanted)
+        raise UserError(f"--task: {task!r} has no known optimum to compare with; use exact")
+    folder, planned = expand_exact(spec)
     console = Console()
-    rows: list[ExactRecord] = []
+    records: list[ExactRecord] = []
     with console.status("starting") as status:
-        for row in execute(plans, status.update):
-            rows.append(row)
-            write_records(folder / "rows.json", rows)
+        for record in execute(planned, status.update):
+            records.append(record)
+            write_records(folder / "rows.json", records)
             console.print(
-                f"{row.algorithm:<12} beta {row.beta:<4g} seed {row.seed}  "
-                f"{row.fraction_of_optimum:.4f} of the optimum  ({row.seconds:.0f} s)"
+                f"{record.algorithm:<12} beta {record.beta:<4g} seed {record.seed}  "
+                f"{record.fraction_of_optimum:.4f} of the optimum  ({record.seconds:.0f} s)"
             )
         status.update("drawing")
-        pictures = draw(rows, curve(plans, rows), folder, _title(plans[0].config.task))
+        optimum = curve_of(str(Path(records[0].policy).parent), [record.beta for record in records])
+        pictures = draw(records, optimum, folder, _title(planned[0].config.task))
     if json_file:
-        write_records(json_file, rows)
-    console.print(_table(rows))
+        write_records(json_file, records)
+    console.print(_table(records))
     for file in [folder / "rows.json", *pictures]:
         console.print(os.path.relpath(file), soft_wrap=True)
-    return rows
+    return records
 
 
-def _table(rows: Sequence[ExactRecord]) -> Table:
-    """Fraction of the attainable gain, mean over seeds and the lowest of them."""
+def _table(records: Sequence[ExactRecord]) -> Table:
+    """Return the fraction of the attainable gain by algorithm and beta: mean over seeds, and the lowest."""
     table = Table(title="fraction of the optimum, (J - J_ref) / (J* - J_ref): mean over seeds (lowest)")
-    betas = sorted({row.beta for row in rows}, reverse=True)
+    betas = sorted({record.beta for record in records}, reverse=True)
     table.add_column("algorithm")
     for beta in betas:
         table.add_column(f"beta {beta:g}", justify="right")
-    for algorithm in dict.fromkeys(row.algorithm for row in rows):
+    for algorithm in dict.fromkeys(record.algorithm for record in records):
         cells = []
         for beta in betas:
-            found = [r.fraction_of_optimum for r in rows if r.algorithm == algorithm and r.beta == beta]
-            cells.append(f"{sum(found) / len(found):.4f} ({min(found):.4f})" if found else "-")
+            fractions = [r.fraction_of_optimum for r in records if r.algorithm == algorithm and r.beta == beta]
+            cells.append(f"{sum(fractions) / len(fractions):.4f} ({min(fractions):.4f})" if fractions else "-")
         table.add_row(algorithm, *cells)
     return table
 

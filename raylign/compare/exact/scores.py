@@ -1,54 +1,73 @@
-"""On the exact task nothing needs to be sampled: score and KL of every policy, and the best there can be."""
+"""Exact score and KL of policies on the task `exact`, and the best possible ones: computed, not sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raylign.compare.records import RunRecord
 from raylign.config import ExactTask, load_config
 
+if TYPE_CHECKING:
+    from raylign.tasks.exact_optimum import Enumeration, Float64Array
 
-def without_noise(row: RunRecord) -> RunRecord:
-    """The row with the exact score and KL of its policy, where its task is exact and it has a policy."""
-    found = _task_of(row)
-    if found is None or not (Path(row.folder) / "model").is_dir():
-        return row
-    from raylign.tasks.exact_optimum import Enumeration, evaluate, log_probabilities
 
-    task, reference = found
-    enumeration = Enumeration.of(task)
-    ref = log_probabilities(reference, enumeration)
-    policy = log_probabilities(str(Path(row.folder) / "model"), enumeration)
-    value = evaluate(policy, ref, enumeration.rewards, row.beta or 1.0)
+def with_exact_scores(record: RunRecord) -> RunRecord:
+    """Return the record with the exact score and KL of its policy; unchanged if its task is not exact."""
+    measured = exact_reference(record.folder)
+    if measured is None or not (Path(record.folder) / "model").is_dir():
+        return record
+    from raylign.tasks.exact_optimum import evaluate, log_probabilities
+
+    enumeration, ref = measured
+    policy = log_probabilities(str(Path(record.folder) / "model"), enumeration)
+    value = evaluate(policy, ref, enumeration.rewards, record.beta or 1.0)
     start = evaluate(ref, ref, enumeration.rewards, 1.0)
-    return replace(row, score_before=start.reward, score_after=value.reward, kl=value.kl)
+    return replace(record, score_before=start.reward, score_after=value.reward, kl=value.kl)
 
 
-def optimum_curve(rows: Sequence[RunRecord]) -> list[tuple[float, float]]:
-    """(KL, score) of the best policies over many betas; nothing where the task is not exact."""
-    first = next((row for row in rows if _task_of(row) and row.beta), None)
-    found = first and _task_of(first)
-    if not found:
-        return []
+def optimum_curve(records: Sequence[RunRecord]) -> list[tuple[float, float]]:
+    """Return (KL, score) of the best policies over many betas; empty if the task is not exact."""
+    first = next((record for record in records if record.beta and exact_reference(record.folder)), None)
+    return curve_of(first.folder, [record.beta for record in records if record.beta]) if first else []
+
+
+def curve_of(folder: str, betas: Sequence[float]) -> list[tuple[float, float]]:
+    """Return (KL, score) of the best policies of a run's task, over a wider range than these betas.
+
+    No policy can be above this curve.
+    """
     import numpy as np
 
-    from raylign.tasks.exact_optimum import Enumeration, frontier, log_probabilities
+    from raylign.tasks.exact_optimum import frontier
 
-    task, reference = found
-    enumeration = Enumeration.of(task)
-    betas = [row.beta for row in rows if row.beta]
-    wide = np.geomspace(min(betas) / 3, max(betas) * 30, 60)
-    return frontier(log_probabilities(reference, enumeration), enumeration.rewards, wide.tolist())
+    measured = exact_reference(folder)
+    assert measured is not None
+    enumeration, ref = measured
+    return frontier(ref, enumeration.rewards, np.geomspace(min(betas) / 3, max(betas) * 30, 60).tolist())
 
 
-def _task_of(row: RunRecord) -> tuple[ExactTask, str] | None:
-    """The task, and the folder of the reference; None for other tasks and for runs that are not on this machine."""
-    file = Path(row.folder) / "resolved.yaml"
-    if not row.folder or not file.is_file():
+def exact_reference(folder: str) -> tuple[Enumeration, Float64Array] | None:
+    """Return all completions of a run's task, and their logprobs under its reference.
+
+    None for other tasks and for runs that are not on this machine.
+    """
+    file = Path(folder) / "resolved.yaml"
+    if not folder or not file.is_file():
         return None
     config = load_config(file)
     if not isinstance(config.task, ExactTask):
         return None
-    return config.task, (config.reference or config.model).path
+    return _reference_logprobs(config.task.model_dump_json(), (config.reference or config.model).path)
+
+
+@cache
+def _reference_logprobs(task: str, reference: str) -> tuple[Enumeration, Float64Array]:
+    """List the completions of a task and their logprobs, once for all runs of a comparison."""
+    from raylign.tasks.exact_optimum import Enumeration, log_probabilities
+
+    enumeration = Enumeration.of(ExactTask.model_validate_json(task))
+    return enumeration, log_probabilities(reference, enumeration)

@@ -1,7 +1,7 @@
-"""What the rows allow to be said, each with its interval: the claims made for DPO, and which method scored higher.
+"""Conclusions from the records, with their intervals: the claims made for DPO, and which method scored higher.
 
-RLHF is PPO on a learned reward where that was run, else PPO on the ground truth. Methods are compared at their best
-setting (see `groups.best`).
+RLHF is PPO on a learned reward if the comparison has it, else PPO on the ground truth. Methods are compared at their
+best setting (see `groups.best`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from raylign.compare.records import RunRecord
-from raylign.compare.report.groups import Group, best, held_back, methods, paired
+from raylign.compare.report.groups import Group, best, methods, paired, score_on_odd_prompts
 from raylign.compare.report.intervals import Answer, Interval, bootstrap, difference, mean_of, over_seeds, ratio, wins
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
@@ -26,7 +26,7 @@ _HIGHER: dict[Answer, Verdict] = {"above": "supported", "below": "not supported"
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, what these data say of it, and why."""
+    """A claim, the verdict of these runs on it, and the reason."""
 
     text: str
     verdict: Verdict
@@ -34,83 +34,93 @@ class Claim:
     runs: tuple[str, ...] = ()
 
 
-def claims(rows: Sequence[RunRecord], task: str | None, target: float | None = None) -> list[Claim]:
-    """The two claims, in a fixed order.
+def claims(records: Sequence[RunRecord], task: str | None, target: float | None = None) -> list[Claim]:
+    """Return the two claims, always in the same order.
 
     Args:
         task: name of the embedded task; the second claim is about `summarize` alone.
         target: see `reached_by_all`.
     """
-    pair = contenders(rows)
+    pair = contenders(records)
     if pair is None:
-        why = "it needs a dpo and a ppo method in the comparison, both with runs that ended"
+        why = "it needs a dpo and a ppo method in the comparison, both with finished runs"
         return [Claim(FASTER, "inconclusive", why), Claim(BETTER, "inconclusive", why)]
-    return [_faster(*pair, rows, target), _better(*pair, task)]
+    return [_faster(*pair, records, target), _better(*pair, task)]
 
 
-def contenders(rows: Sequence[RunRecord]) -> tuple[Group, Group] | None:
-    """DPO and RLHF, each at its best setting."""
-    found = list(methods(rows).values())
-    dpo = next((settings for settings in found if settings[0].rows[0].algorithm == "dpo"), None)
-    ppo = [settings for settings in found if settings[0].rows[0].algorithm == "ppo"]
-    rlhf = next((settings for settings in ppo if settings[0].rows[0].learned_reward), ppo[0] if ppo else None)
+def contenders(records: Sequence[RunRecord]) -> tuple[Group, Group] | None:
+    """Return DPO and RLHF, each at its best setting; None if one of them has no finished run."""
+    by_method = list(methods(records).values())
+    dpo = next((settings for settings in by_method if settings[0].records[0].algorithm == "dpo"), None)
+    ppo = [settings for settings in by_method if settings[0].records[0].algorithm == "ppo"]
+    rlhf = next((settings for settings in ppo if settings[0].records[0].learned_reward), ppo[0] if ppo else None)
     return (best(dpo), best(rlhf)) if dpo and rlhf else None
 
 
 def reached_by_all(chosen: Sequence[Group], target: float | None = None) -> float:
-    """`target`, or the highest score that every run of these groups ended with: equal score for all of them."""
-    return min(row.score_after for group in chosen for row in group.rows) if target is None else target
+    """Return `target`, or the highest score that every run of these groups reached at its end."""
+    return min(record.score_after for group in chosen for record in group.records) if target is None else target
 
 
-def seconds_to(row: RunRecord, score: float) -> float | None:
-    """Device-seconds of learning after which a run first was judged at `score` or more; None if it never was.
+def seconds_to(record: RunRecord, score: float) -> float | None:
+    """Return the device-seconds of learning until a run was first evaluated at `score` or more; None if it never was.
 
-    The start does not count: nothing was learned.
+    The start does not count, because nothing was learned by then.
     """
-    judged = (p for p in row.curve if p.step > 0 and p.score is not None and p.score >= score)
-    return next((p.device_seconds for p in judged), None)
+    evaluated = (p for p in record.curve if p.step > 0 and p.score is not None and p.score >= score)
+    return next((p.device_seconds for p in evaluated), None)
 
 
 def higher(one: Group, other: Group) -> Interval:
-    """Difference of their scores on the prompts that no setting was chosen by."""
-    return difference([held_back(row) for row in one.rows], [held_back(row) for row in other.rows])
+    """Return the difference of their scores on the prompts that were not used to choose settings."""
+    return difference(
+        [score_on_odd_prompts(record) for record in one.records],
+        [score_on_odd_prompts(record) for record in other.records],
+    )
 
 
 def win_rate(one: Group, other: Group, *, odd: bool = True) -> Interval:
-    """Of `one` against `other`, prompt by prompt and seed by seed, on the odd-numbered prompts."""
+    """Return the win rate of `one` against `other`, prompt by prompt and seed by seed.
+
+    Args:
+        odd: only on the odd-numbered prompts, which were not used to choose settings.
+    """
     columns = [wins(*paired(a.after, b.after, odd=odd)[:2]) for a, b in same_seeds(one, other)]
-    whole = [column for column in columns if len(column)]
-    return bootstrap(_even(whole), mean_of) if whole else Interval(math.nan, num_seeds=0)
+    filled = [column for column in columns if len(column)]
+    return bootstrap(_cut_to_shortest(filled), mean_of) if filled else Interval(math.nan, num_seeds=0)
 
 
 def same_seeds(one: Group, other: Group) -> list[tuple[RunRecord, RunRecord]]:
-    theirs = {row.seed: row for row in other.rows}
-    return [(row, theirs[row.seed]) for row in one.rows if row.seed in theirs]
+    """Return the pairs of runs of the two groups that have the same seed."""
+    theirs = {record.seed: record for record in other.records}
+    return [(record, theirs[record.seed]) for record in one.records if record.seed in theirs]
 
 
-def verdict(rows: Sequence[RunRecord], task: str | None, target: float | None = None) -> str:
-    """One paragraph, from the numbers alone."""
-    chosen = [best(settings) for settings in methods(rows).values()]
-    seeds = min((len(group.rows) for group in chosen), default=0)
-    said = ["Each method at its best setting, chosen on one half of the held-out prompts and judged on the other:"]
-    said.append("; ".join(f"{g.title}: score {show(_judged(g))}" for g in chosen) + ".")
-    said += _order(chosen)
-    for claim in claims(rows, task, target):
-        said.append(f"“{claim.text}”: {claim.verdict}: {claim.why}.")
+def verdict(records: Sequence[RunRecord], task: str | None, target: float | None = None) -> str:
+    """Return the conclusions as one paragraph, written from the numbers alone."""
+    chosen = [best(settings) for settings in methods(records).values()]
+    seeds = min((len(group.records) for group in chosen), default=0)
+    sentences = [
+        "Each method at its best setting, chosen on one half of the held-out prompts and evaluated on the other:"
+    ]
+    sentences.append("; ".join(f"{g.title}: score {show(_unbiased_score(g))}" for g in chosen) + ".")
+    sentences += _order(chosen)
+    for claim in claims(records, task, target):
+        sentences.append(f"“{claim.text}” is {claim.verdict}: {claim.why}.")
     if seeds < 2:
-        said.append("With one seed there is no interval over seeds, so nothing is concluded about the methods.")
-    return " ".join(said)
+        sentences.append("With one seed there is no interval over seeds, so nothing is concluded about the methods.")
+    return " ".join(sentences)
 
 
-def _judged(group: Group) -> Interval:
-    """Its score on the prompts that no setting was chosen by."""
-    return over_seeds([held_back(row) for row in group.rows])
+def _unbiased_score(group: Group) -> Interval:
+    """Return the score of a group on the prompts that were not used to choose settings."""
+    return over_seeds([score_on_odd_prompts(record) for record in group.records])
 
 
 def _order(chosen: Sequence[Group]) -> list[str]:
-    """Sentences: which method scores higher than which, the highest first, and between which it is inconclusive."""
-    ranked = sorted(chosen, key=lambda group: -_judged(group).value)
-    said, unknown = [], []
+    """Return sentences that rank the methods, the highest first, and name the pairs with an inconclusive order."""
+    ranked = sorted(chosen, key=lambda group: -_unbiased_score(group).value)
+    sentences, unknown = [], []
     for i, one in enumerate(ranked):
         lower = []
         for other in ranked[i + 1 :]:
@@ -120,58 +130,62 @@ def _order(chosen: Sequence[Group]) -> list[str]:
             else:
                 unknown.append(f"{one.label} or {other.label} ({show(gap, signed=True)})")
         if lower:
-            said.append(f"{one.label} scores higher than {', '.join(lower)}.")
+            sentences.append(f"{one.label} scores higher than {', '.join(lower)}.")
     if unknown:
-        said.append(f"Which scores higher is inconclusive: {'; '.join(unknown)}.")
-    return said
+        sentences.append(f"Which scores higher is inconclusive: {'; '.join(unknown)}.")
+    return sentences
 
 
 def show(interval: Interval, digits: int = 2, *, signed: bool = False) -> str:
-    """`1.52 [1.40, 1.64]`."""
+    """Format an interval, e.g. `1.52 [1.40, 1.64]`."""
     sign = "+" if signed else ""
     if interval.low is None or interval.high is None:
         return f"{interval.value:{sign}.{digits}f} (one seed, no interval)"
     return f"{interval.value:{sign}.{digits}f} [{interval.low:{sign}.{digits}f}, {interval.high:{sign}.{digits}f}]"
 
 
-def _faster(dpo: Group, rlhf: Group, rows: Sequence[RunRecord], target: float | None) -> Claim:
+def _faster(dpo: Group, rlhf: Group, records: Sequence[RunRecord], target: float | None) -> Claim:
     runs = (*dpo.ids, *rlhf.ids)
     goal = reached_by_all([dpo, rlhf], target)
-    start = max(row.score_before for group in (dpo, rlhf) for row in group.rows)
+    start = max(record.score_before for group in (dpo, rlhf) for record in group.records)
     if goal <= start:
-        why = f"not every run of both rose above the start ({start:.2f}), so there is no equal score to compare at"
+        why = f"not every run of both scored above the start ({start:.2f}), so there is no common score to compare at"
         return Claim(FASTER, "inconclusive", why, runs)
-    ours, theirs = ([seconds_to(row, goal) for row in group.rows] for group in (dpo, rlhf))
+    ours, theirs = ([seconds_to(record, goal) for record in group.records] for group in (dpo, rlhf))
     if None in ours or None in theirs:
         missed = dpo.title if None in ours else rlhf.title
         return Claim(FASTER, "inconclusive", f"{missed} did not reach the score {goal:.2f} with every seed", runs)
     time = ratio([s for s in ours if s is not None], [s for s in theirs if s is not None])
-    memory = ratio(*([float(row.cost.learning_bytes) for row in g.rows if row.cost] for g in (dpo, rlhf)))
-    copies = [{row.cost.model_copies for row in g.rows if row.cost} for g in (dpo, rlhf)]
+    memory = ratio(*([float(record.cost.learning_bytes) for record in g.records if record.cost] for g in (dpo, rlhf)))
+    copies = [{record.cost.model_copies for record in g.records if record.cost} for g in (dpo, rlhf)]
     parts: list[Verdict] = [_LOWER[time.against(1)], _LOWER[memory.against(1)], _fewer(*copies)]
     why = (
         f"at a score of {goal:.2f}, {dpo.label} took {show(time)} times the device-seconds of {rlhf.label} and "
         f"{show(memory)} times its memory, with {_list(copies[0])} copies of the model against {_list(copies[1])}"
     )
-    extra = _with_stages(dpo, rlhf, rows, goal)
+    extra = _with_stages(dpo, rlhf, records, goal)
     return Claim(FASTER, _all(parts), f"{why}{extra}", runs)
 
 
-def _with_stages(dpo: Group, rlhf: Group, rows: Sequence[RunRecord], goal: float) -> str:
-    """The same ratio where each also pays for the runs that it needs and not all methods do."""
-    common = common_stages(rows)
+def _with_stages(dpo: Group, rlhf: Group, records: Sequence[RunRecord], goal: float) -> str:
+    """Return the ratio with the stages included that only some methods need; empty if it is not defined."""
+    common = common_stages(records)
     totals = []
     for group in (dpo, rlhf):
-        stages = [sum(s.cost.total_device_seconds for s in row.stages if s.name not in common) for row in group.rows]
-        totals.append([(seconds_to(row, goal) or math.nan) + s for row, s in zip(group.rows, stages, strict=True)])
+        stages = [
+            sum(s.cost.total_device_seconds for s in record.stages if s.name not in common) for record in group.records
+        ]
+        totals.append(
+            [(seconds_to(record, goal) or math.nan) + s for record, s in zip(group.records, stages, strict=True)]
+        )
     if not all(math.isfinite(value) and value > 0 for total in totals for value in total):
         return ""
-    return f" ({show(ratio(*totals))} times where each also pays for the pairs and reward models that it needs)"
+    return f" ({show(ratio(*totals))} times with the pairs and reward models included that each of them needs)"
 
 
-def common_stages(rows: Sequence[RunRecord]) -> set[str]:
-    """Names of the runs that every learning method needs: the start."""
-    needed = [{s.name for s in row.stages} for row in rows if row.done and row.algorithm != "best_of_n"]
+def common_stages(records: Sequence[RunRecord]) -> set[str]:
+    """Return the names of the stages that every learning method needs, such as the start."""
+    needed = [{s.name for s in record.stages} for record in records if record.done and record.algorithm != "best_of_n"]
     return set.intersection(*needed) if needed else set()
 
 
@@ -179,11 +193,11 @@ def _better(dpo: Group, rlhf: Group, task: str | None) -> Claim:
     runs = (*dpo.ids, *rlhf.ids)
     rate = win_rate(dpo, rlhf)
     if rate.num_seeds == 0:
-        return Claim(BETTER, "inconclusive", "the runs kept no samples of the same prompts", runs)
+        return Claim(BETTER, "inconclusive", "the runs kept no samples for the same prompts", runs)
     why = f"{dpo.title} wins {100 * rate.value:.0f} % of the prompts against {rlhf.title}"
     why += f" [{100 * (rate.low or 0):.0f}, {100 * (rate.high or 0):.0f}]" if rate.known else ""
     if task != "summarize":
-        return Claim(BETTER, "inconclusive", f"these runs are not on summarize; here {why}", runs)
+        return Claim(BETTER, "inconclusive", f"these runs are not on summarize; on their task {why}", runs)
     if rate.num_seeds < 2:
         return Claim(BETTER, "inconclusive", f"{why}, with one seed", runs)
     return Claim(BETTER, _HIGHER[rate.against(0.5)], why, runs)
@@ -201,8 +215,8 @@ def _all(parts: Sequence[Verdict]) -> Verdict:
     return "inconclusive" if "inconclusive" in parts else "supported"
 
 
-def _even(columns: list[np.ndarray]) -> list[np.ndarray]:
-    """Cut to the shortest: a prompt that could not be scored is missing somewhere."""
+def _cut_to_shortest(columns: list[np.ndarray]) -> list[np.ndarray]:
+    """Cut all columns to the shortest; a prompt that could not be scored is missing in some."""
     shortest = min(len(column) for column in columns)
     return [column[:shortest] for column in columns]
 

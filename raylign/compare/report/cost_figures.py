@@ -1,4 +1,4 @@
-"""Figures of what it took: score over device-seconds, and where these went."""
+"""Figures of the cost: score over device-seconds, and device-seconds and memory by role."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
-def learners(rows: Sequence[RunRecord]) -> list[RunRecord]:
-    """Without best-of-n, which learns nothing: what it takes, it takes again for every prompt."""
-    return [row for row in rows if row.done and row.algorithm != "best_of_n"]
+def learners(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the finished runs without best-of-n, which learns nothing and pays its cost again for every prompt."""
+    return [record for record in records if record.done and record.algorithm != "best_of_n"]
 
 
 def cost_to_score(
-    rows: Sequence[RunRecord], target: float | None
+    records: Sequence[RunRecord], target: float | None
 ) -> tuple[Figure, float, list[tuple[Group, list[float | None]]]]:
-    """Score over device-seconds of learning; with it the score asked for, and what each method's best setting needed to
-    reach it, seed by seed (None: it never did)."""
-    rows = learners(rows)
+    """Draw the score over device-seconds of learning.
+
+    Returns:
+        The figure, the target score, and for the best setting of each method the device-seconds to reach it, seed by
+        seed (None: never reached).
+    """
+    records = learners(records)
     figure = new_figure()
     axes = figure.subplots()
-    looks = style([row.label for row in rows])
-    chosen = [best(settings) for settings in methods(rows).values()]
+    looks = style([record.label for record in records])
+    chosen = [best(settings) for settings in methods(records).values()]
     goal = reached_by_all(chosen, target)
-    picked = {row.id for group in chosen for row in group.rows}
+    picked = {record.id for group in chosen for record in group.records}
     named: set[str] = set()
-    for row in rows:
-        known = [p for p in row.curve if p.score is not None]
-        strong = row.id in picked
-        label = None if row.label in named or not strong else row.label
-        look = looks[row.label]
+    for record in records:
+        known = [p for p in record.curve if p.score is not None]
+        strong = record.id in picked
+        label = None if record.label in named or not strong else record.label
+        look = looks[record.label]
         axes.plot(
             [p.device_seconds for p in known],
             [p.score or 0.0 for p in known],
@@ -51,36 +55,39 @@ def cost_to_score(
             label=label,
         )
         if strong:
-            named.add(row.label)
+            named.add(record.label)
     axes.axhline(goal, color="black", linestyle=":", linewidth=0.8)
     place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (-4, 3), "ha": "right"}
     axes.annotate(f"score {goal:.2f}", (1, goal), **place, fontsize=8)
-    unit = _unit(rows)
+    unit = _unit(records)
     finish(
         axes,
-        x=f"device-seconds of learning ({unit}), start included, stages not",
+        x=f"device-seconds of learning ({unit}), with actor start, without stages",
         y="score on held-out prompts",
-        title="Score over cost, a line a run (strong: best setting of each method)",
+        title="Score over cost, one line per run (strong: best setting of each method)",
     )
-    return figure, goal, [(group, [seconds_to(row, goal) for row in group.rows]) for group in chosen]
+    return figure, goal, [(group, [seconds_to(record, goal) for record in group.records]) for group in chosen]
 
 
-def where_it_went(rows: Sequence[RunRecord]) -> Figure:
-    """Left device-seconds by role, right peak memory by role: means over the runs of a method."""
-    found = {
-        settings[0].label: [row for g in settings for row in g.rows if row.cost] for settings in methods(rows).values()
+def where_it_went(records: Sequence[RunRecord]) -> Figure:
+    """Draw device-seconds (left) and peak memory (right) by role, as means over the runs of a method."""
+    by_label = {
+        settings[0].label: [record for g in settings for record in g.records if record.cost]
+        for settings in methods(records).values()
     }
-    figure = new_figure(9.5, 1.8 + 0.5 * len(found))
+    figure = new_figure(9.5, 1.8 + 0.5 * len(by_label))
     left, right = figure.subplots(1, 2, sharey=True)
     roles = list(
-        dict.fromkeys(role for runs in found.values() for row in runs if row.cost for role in row.cost.device_seconds)
+        dict.fromkeys(
+            role for runs in by_label.values() for record in runs if record.cost for role in record.cost.device_seconds
+        )
     )
     colours = {role: f"C{i}" for i, role in enumerate(roles)}
-    labels = list(found)
+    labels = list(by_label)
     for axes, name in ((left, "device_seconds"), (right, "peak_bytes")):
         starts = np.zeros(len(labels))
         for role in roles:
-            values = np.array([_mean_of(found[label], name, role) for label in labels])
+            values = np.array([_mean_of(by_label[label], name, role) for label in labels])
             values = values / GIB if name == "peak_bytes" else values
             axes.barh(
                 range(len(labels)),
@@ -92,15 +99,15 @@ def where_it_went(rows: Sequence[RunRecord]) -> Figure:
             )
             starts = starts + values
         for y, label in enumerate(labels):
-            totals = [_total(row, name) / (GIB if name == "peak_bytes" else 1) for row in found[label]]
+            totals = [_total(record, name) / (GIB if name == "peak_bytes" else 1) for record in by_label[label]]
             axes.plot([min(totals), max(totals)], [y, y], color="black", linewidth=1.2)
     left.set_yticks(range(len(labels)), labels, fontsize=8)
     left.invert_yaxis()
     finish(
         left,
-        x=f"device-seconds ({_unit([r for runs in found.values() for r in runs])}), evaluation included",
+        x=f"device-seconds ({_unit([r for runs in by_label.values() for r in runs])}), evaluation included",
         y="",
-        title="Held by role, mean of the runs (line: their range)",
+        title="Reserved by role, mean of the runs (line: their range)",
         legend=False,
     )
     finish(right, x="peak memory of the largest actor of each role (GiB)", y="", title="Memory by role", legend=False)
@@ -108,14 +115,14 @@ def where_it_went(rows: Sequence[RunRecord]) -> Figure:
     return figure
 
 
-def _mean_of(rows: Sequence[RunRecord], name: str, role: str) -> float:
-    return float(np.mean([getattr(row.cost, name).get(role, 0.0) for row in rows]))
+def _mean_of(records: Sequence[RunRecord], name: str, role: str) -> float:
+    return float(np.mean([getattr(record.cost, name).get(role, 0.0) for record in records]))
 
 
-def _total(row: RunRecord, name: str) -> float:
-    return float(sum(getattr(row.cost, name).values()))
+def _total(record: RunRecord, name: str) -> float:
+    return float(sum(getattr(record.cost, name).values()))
 
 
-def _unit(rows: Sequence[RunRecord]) -> str:
-    gpu = any(row.cost and row.cost.device == "gpu" for row in rows)
+def _unit(records: Sequence[RunRecord]) -> str:
+    gpu = any(record.cost and record.cost.device == "gpu" for record in records)
     return "GPU-seconds" if gpu else "CPU-seconds"

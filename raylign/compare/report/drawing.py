@@ -1,4 +1,4 @@
-"""What the figures of a report share: colours, intervals as bars, files."""
+"""Shared drawing helpers of the figures: colours, intervals as bars, files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP*X"
 INTERVALS = "bars: 95 % t interval over seeds"
-_BESIDE = ((6, -11), (6, 5), (-6, -11), (-6, 5), (6, -21), (6, 15), (-6, -21), (-6, 15))  # points
+_LABEL_OFFSETS = ((6, -11), (6, 5), (-6, -11), (-6, 5), (6, -21), (6, 15), (-6, -21), (-6, 15))  # points
 
 
 def new_figure(width: float = 7.5, height: float = 4.8) -> Figure:
+    """Make an empty figure; sizes are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def style(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each method, the same in every figure."""
+    """Return colour and marker of each method, the same in every figure."""
     return {
         label: {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)]}
         for i, label in enumerate(dict.fromkeys(labels))
@@ -33,12 +34,12 @@ def style(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def cross(axes: Any, x: Interval, y: Interval, **kind: Any) -> None:
-    """A point with the intervals of both coordinates, where they are known."""
+    """Draw a point with the intervals of both coordinates, if they are known."""
     axes.errorbar([x.value], [y.value], xerr=_ends(x), yerr=_ends(y), capsize=2, elinewidth=1, linestyle="none", **kind)
 
 
 def along(axes: Any, xs: Sequence[float], ys: Sequence[Interval], **kind: Any) -> None:
-    """A line through points with intervals in y."""
+    """Draw a line through points with intervals in y."""
     axes.plot(xs, [y.value for y in ys], **kind)
     for x, y in zip(xs, ys, strict=True):
         if y.low is not None and y.high is not None:
@@ -46,37 +47,39 @@ def along(axes: Any, xs: Sequence[float], ys: Sequence[Interval], **kind: Any) -
 
 
 def frame(axes: Any, xs: Sequence[Interval], ys: Sequence[Interval], *, x_from: float | None = None) -> None:
-    """Limits that show every point, and of the intervals as much as leaves the points apart: two seeds have long ones.
+    """Set limits that show every point; intervals are cut where they would squeeze the points together.
 
     Args:
-        x_from: where the x axis begins, if nothing lies below it.
+        x_from: lower end of the x axis, if nothing lies below it.
     """
-    for of, put in ((xs, axes.set_xlim), (ys, axes.set_ylim)):
-        points = [one.value for one in of if math.isfinite(one.value)]
+    for intervals, set_limits in ((xs, axes.set_xlim), (ys, axes.set_ylim)):
+        points = [one.value for one in intervals if math.isfinite(one.value)]
         if not points:
             continue
         span = max(points) - min(points) or abs(points[0]) or 1.0
-        ends = [end for one in of if one.known for end in (one.low, one.high) if end is not None]
+        ends = [end for one in intervals if one.known for end in (one.low, one.high) if end is not None]
         low = max(min([*points, *ends]), min(points) - span)
         high = min(max([*points, *ends]), max(points) + span)
         margin = 0.08 * (high - low)
-        put(low - margin, high + margin)
+        set_limits(low - margin, high + margin)
     if x_from is not None:
         axes.set_xlim(left=x_from)
 
 
 def name_points(axes: Any, names: Sequence[tuple[str, float, float]]) -> None:
-    """A small text beside each point (text, x, y), where it covers no other text and no point. After the limits of the
-    axes are set."""
+    """Write a small text beside each point (text, x, y), where it covers no other text or point.
+
+    Call it after the limits of the axes are set.
+    """
     from matplotlib.transforms import Bbox
 
     figure = axes.figure
     figure.draw_without_rendering()
-    half = 3.5 * figure.dpi / 72  # of a point's mark
+    half = 3.5 * figure.dpi / 72  # size of a point's marker
     centres = [axes.transData.transform((x, y)) for _, x, y in names]
     taken: list[Any] = [Bbox([centre - half, centre + half]) for centre in centres]
     for text, x, y in names:
-        for right, up in _BESIDE:
+        for right, up in _LABEL_OFFSETS:
             made = axes.annotate(
                 text,
                 (x, y),
@@ -86,13 +89,14 @@ def name_points(axes: Any, names: Sequence[tuple[str, float, float]]) -> None:
                 ha="left" if right > 0 else "right",
             )
             box = made.get_window_extent()
-            if (right, up) == _BESIDE[-1] or not any(box.overlaps(other) for other in taken):
+            if (right, up) == _LABEL_OFFSETS[-1] or not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
             made.remove()
 
 
 def finish(axes: Any, *, x: str, y: str, title: str = "", legend: bool = True) -> None:
+    """Add labels, title, grid and legend."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title, fontsize=10)
@@ -102,7 +106,7 @@ def finish(axes: Any, *, x: str, y: str, title: str = "", legend: bool = True) -
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """`name.png` and `name.svg`; returns the first."""
+    """Save `name.png` and `name.svg`; return the path of the first."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("svg", "png"):
         figure.savefig(folder / f"{name}.{kind}", dpi=130)
@@ -110,7 +114,7 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 
 
 def by_setting(group: Group) -> str:
-    """The setting alone, short: `0.1` for a beta that is the only one."""
+    """Format the setting without the method, e.g. `beta 0.1`."""
     keys = list(group.setting)
     if len(keys) == 1:
         return f"{keys[0]} {group.setting[keys[0]]:g}"

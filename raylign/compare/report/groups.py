@@ -1,4 +1,4 @@
-"""Rows gathered: the seeds of a setting, the settings of a method, and which setting was the best."""
+"""Records grouped by setting and by method, and the best setting of a method."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from raylign.compare.samples import Sample
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one method at one setting, a row a seed."""
+    """The runs of one method at one setting, one record for each seed."""
 
     method: str
     label: str
     setting: dict[str, Any]
-    rows: tuple[RunRecord, ...]
+    records: tuple[RunRecord, ...]
 
     @property
     def title(self) -> str:
@@ -29,62 +29,64 @@ class Group:
 
     @property
     def ids(self) -> list[str]:
-        return [row.id for row in self.rows]
+        return [record.id for record in self.records]
 
     @property
     def score(self) -> Interval:
-        return over_seeds([row.score_after for row in self.rows])
+        return over_seeds([record.score_after for record in self.records])
 
     @property
     def kl(self) -> Interval:
-        return over_seeds([row.kl if row.kl is not None else math.nan for row in self.rows])
+        return over_seeds([record.kl if record.kl is not None else math.nan for record in self.records])
 
 
-def groups(rows: Sequence[RunRecord]) -> list[Group]:
-    """In the order of the rows; runs that failed are not there."""
-    found: dict[tuple[str, str], list[RunRecord]] = {}
-    for row in rows:
-        if row.done:
-            found.setdefault((row.method, format_values(row.setting)), []).append(row)
-    return [Group(g[0].method, g[0].label, g[0].setting, tuple(g)) for g in found.values()]
+def groups(records: Sequence[RunRecord]) -> list[Group]:
+    """Group the records by method and setting, in their order; failed runs are left out."""
+    by_setting: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in records:
+        if record.done:
+            by_setting.setdefault((record.method, format_values(record.setting)), []).append(record)
+    return [Group(g[0].method, g[0].label, g[0].setting, tuple(g)) for g in by_setting.values()]
 
 
-def methods(rows: Sequence[RunRecord]) -> dict[str, list[Group]]:
-    """The settings of each method, by its name."""
-    found: dict[str, list[Group]] = {}
-    for group in groups(rows):
-        found.setdefault(group.method, []).append(group)
-    return found
+def methods(records: Sequence[RunRecord]) -> dict[str, list[Group]]:
+    """Return the settings of each method, by its name."""
+    by_method: dict[str, list[Group]] = {}
+    for group in groups(records):
+        by_method.setdefault(group.method, []).append(group)
+    return by_method
 
 
 def best(settings: Sequence[Group]) -> Group:
-    """The setting with the highest mean score over seeds on the even-numbered prompts; the odd-numbered ones are for
-    judging it (`held_back`), so that the choice does not flatter it."""
-    return max(settings, key=_chosen_by)
+    """Return the setting with the highest mean score over seeds on the even-numbered prompts.
+
+    The odd-numbered ones evaluate it (`score_on_odd_prompts`), so that the choice does not flatter it.
+    """
+    return max(settings, key=_score_to_choose_by)
 
 
-def _chosen_by(group: Group) -> float:
-    scores = [np.nanmean(column[::2]) for row in group.rows if len(column := scores_of(row.after)) > 1]
-    found = float(np.mean(scores)) if scores else group.score.value
-    return found if math.isfinite(found) else -math.inf
+def _score_to_choose_by(group: Group) -> float:
+    scores = [np.nanmean(column[::2]) for record in group.records if len(column := scores_of(record.after)) > 1]
+    score = float(np.mean(scores)) if scores else group.score.value
+    return score if math.isfinite(score) else -math.inf
 
 
-def held_back(row: RunRecord) -> float:
-    """Mean score of a run on the odd-numbered prompts; of all where there are no samples."""
-    column = scores_of(row.after)
-    return float(np.nanmean(column[1::2])) if len(column) > 1 else row.score_after
+def score_on_odd_prompts(record: RunRecord) -> float:
+    """Return the mean score of a run on the odd-numbered prompts; on all of them if no samples were kept."""
+    column = scores_of(record.after)
+    return float(np.nanmean(column[1::2])) if len(column) > 1 else record.score_after
 
 
 def scores_of(samples: Sequence[Sample]) -> Floats:
-    """[P]; nan where a sample could not be scored."""
+    """Return the scores of the samples: [P], nan where a sample could not be scored."""
     return np.array([math.nan if sample.score is None else sample.score for sample in samples], dtype=np.float64)
 
 
 def paired(ours: Sequence[Sample], theirs: Sequence[Sample], *, odd: bool = False) -> tuple[Floats, Floats, Floats]:
-    """Scores of both and how much longer ours is, on the prompts that both have: three of [P].
+    """Return our scores, theirs, and how much longer ours are, on the prompts that both have: three of [P].
 
     Args:
-        odd: the odd-numbered prompts alone.
+        odd: only the odd-numbered prompts.
     """
     other = {str(sample.prompt): sample for sample in theirs}
     pairs = [(sample, other[str(sample.prompt)]) for sample in ours if str(sample.prompt) in other]
@@ -94,7 +96,10 @@ def paired(ours: Sequence[Sample], theirs: Sequence[Sample], *, odd: bool = Fals
 
 
 def against_references(samples: Sequence[Sample]) -> tuple[Floats, Floats, Floats]:
-    """As `paired`, against the reference answer of each prompt; lengths in words, for references have no tokens."""
+    """Return the same as `paired`, against the reference answer of each prompt.
+
+    Lengths are in words, because reference answers have no tokens.
+    """
     known = [s for s in samples if s.score is not None and s.reference is not None and s.reference_score is not None]
     longer = [len(s.completion.split()) - len((s.reference or "").split()) for s in known]
     theirs = np.array([s.reference_score for s in known], dtype=np.float64)
@@ -102,7 +107,7 @@ def against_references(samples: Sequence[Sample]) -> tuple[Floats, Floats, Float
 
 
 def format_values(setting: dict[str, Any]) -> str:
-    """`beta 0.1, learning_rate 0.0005`."""
+    """Format a setting, e.g. `beta 0.1, learning_rate 0.0005`."""
     return ", ".join(
         f"{key.rpartition('.')[2]} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
         for key, value in setting.items()

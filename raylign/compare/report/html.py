@@ -1,4 +1,4 @@
-"""A report as one page that needs no other file: pictures inside it, no script, nothing fetched."""
+"""The report as one HTML page that needs no other file: pictures inside it, no script, nothing fetched."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ summary { cursor: pointer; }
 
 
 def page(report: Report) -> str:
-    """The whole document."""
+    """Return the whole document."""
     claims = Table(("claim", "verdict", "why"), tuple((c.text, c.verdict, c.why) for c in report.claims), wide=True)
     body = [
         f"<h1>{escape(report.title)}</h1>",
-        f"<p>{escape(report.about)}</p>",
+        f"<p>{escape(report.summary)}</p>",
         f'<p class="verdict">{escape(report.verdict)}</p>',
         table(claims),
         *(_section(section, report.command) for section in report.sections),

@@ -1,7 +1,7 @@
-"""Statistics of a comparison: 95 % intervals, and what they allow to be said. Numbers in, numbers out.
+"""Statistics of a comparison: 95 % intervals, and the conclusions that they allow. Numbers in, numbers out.
 
-- Over seeds: Student's t, for there are few of them. One seed has no interval, and nothing is concluded from it.
-- Over prompts (win rates): the percentile bootstrap, which draws seeds and, within each, prompts: both vary.
+- Over seeds: Student's t, because there are few of them. One seed has no interval, and nothing is concluded from it.
+- Over prompts (win rates): the percentile bootstrap draws seeds and, within each, prompts, because both vary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _T = (
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval; low and high are None where there is none."""
+    """An estimate with its 95 % interval; low and high are None if there is no interval."""
 
     value: float
     low: float | None = None
@@ -39,7 +39,7 @@ class Interval:
         return self.low is not None and self.high is not None
 
     def against(self, bar: float) -> Answer:
-        """Whether the quantity is above or below `bar`, as far as the interval tells."""
+        """Return on which side of `bar` the whole interval lies."""
         if self.low is None or self.high is None:
             return "inconclusive"
         if self.low > bar:
@@ -48,7 +48,7 @@ class Interval:
 
 
 def t_quantile(freedom: float) -> float:
-    """Two-sided 95 %; of a broken number of degrees, that of the next lower whole one, which is wider.
+    """Return the two-sided 95 % quantile of Student's t; degrees are rounded down, which widens the interval.
 
     >>> t_quantile(2)
     4.303
@@ -59,7 +59,7 @@ def t_quantile(freedom: float) -> float:
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean, with Student's t over the values, one a seed.
+    """Return the mean of one value per seed, with Student's t interval.
 
     >>> over_seeds([1.0, 2.0, 3.0]).low is not None
     True
@@ -75,21 +75,21 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 
 def over_positive(values: Sequence[float]) -> Interval:
-    """Geometric mean of positive values, one a seed, such as seconds: Student's t on their logarithms."""
+    """Return the geometric mean of one positive value per seed, such as seconds: Student's t on the logarithms."""
     logs = over_seeds([math.log(value) for value in values])
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
     return Interval(math.exp(logs.value), low, high, logs.num_seeds)
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
-    """Geometric mean of ours over that of theirs, positive values, one a seed; Welch's t on the logarithms."""
+    """Return the ratio of the geometric means of positive values, one per seed: Welch's t on the logarithms."""
     logs = difference([math.log(value) for value in ours], [math.log(value) for value in theirs])
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
     return Interval(math.exp(logs.value), low, high, logs.num_seeds)
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
-    """Mean of ours less that of theirs, with Welch's t: the two may vary unequally."""
+    """Return the mean of ours minus that of theirs, with Welch's t, because their variances may differ."""
     value = float(np.mean(ours) - np.mean(theirs))
     num_seeds = min(len(ours), len(theirs))
     if num_seeds < 2:
@@ -104,7 +104,7 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
 
 
 def wins(ours: Floats, theirs: Floats) -> Floats:
-    """For each prompt 1 where ours has the higher score, 0.5 where both have the same (as far as fp32 tells), else 0: [P]."""
+    """Return for each prompt 1 if our score is higher, 0.5 for a tie (up to fp32 noise), else 0: [P]."""
     gap = ours - theirs
     return np.where(np.abs(gap) <= TIE, 0.5, gap > 0)
 
@@ -112,20 +112,20 @@ def wins(ours: Floats, theirs: Floats) -> Floats:
 def bootstrap(
     columns: Sequence[Floats], statistic: Callable[[Floats], float], *, seed: int = 0, draws: int = NUM_DRAWS
 ) -> Interval:
-    """A statistic of all seeds' prompts together, with the percentile bootstrap over seeds and prompts.
+    """Return a statistic of the prompts of all seeds, with the percentile bootstrap over seeds and prompts.
 
     Args:
-        columns: of each seed [P, ...], a row a prompt; the same prompts in all.
+        columns: [P, ...] for each seed, a row for each prompt; the same prompts in all.
     Returns:
-        With one seed the interval is over its prompts alone: it says nothing of other seeds, and `num_seeds` is 1.
+        With one seed the interval covers only its prompts: it says nothing about other seeds, and `num_seeds` is 1.
     """
     rng = np.random.default_rng(seed)
-    found = []
+    drawn = []
     for _ in range(draws):
         chosen = rng.integers(len(columns), size=len(columns))
         rows = rng.integers(len(columns[0]), size=len(columns[0]))
-        found.append(statistic(np.concatenate([columns[i][rows] for i in chosen])))
-    low, high = np.quantile(found, [0.025, 0.975])
+        drawn.append(statistic(np.concatenate([columns[i][rows] for i in chosen])))
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(statistic(np.concatenate(list(columns))), float(low), float(high), len(columns))
 
 
@@ -134,11 +134,11 @@ def mean_of(column: Floats) -> float:
 
 
 def length_controlled(rows: Floats) -> float:
-    """Win rate that would be there at equal length: the logistic regression of the wins on how much longer ours is,
-    read at no difference (as in Dubois et al. 2024, section 3, with the length term alone).
+    """Return the win rate at equal length: the logistic regression of the wins on the difference of lengths, evaluated
+    at a difference of 0 (as in Dubois et al. 2024, section 3, with only the length term).
 
     Args:
-        rows: [N, 2] of win (0, 0.5 or 1) and length of ours less that of theirs.
+        rows: [N, 2] of win (0, 0.5 or 1) and our length minus theirs.
     """
     won, longer = rows[:, 0], rows[:, 1]
     spread = float(longer.std())
@@ -146,7 +146,7 @@ def length_controlled(rows: Floats) -> float:
         return float(won.mean())
     design = np.stack([np.ones_like(longer), np.tanh(longer / spread)], axis=1)
     weights = np.zeros(2)
-    ridge = np.diag([1e-3, 1e-3])  # of one row: where wins and lengths separate, the fit has no end
+    ridge = np.diag([1e-3, 1e-3])  # worth one row: if length separates wins from losses, the fit diverges without it
     for _ in range(30):
         p = 1 / (1 + np.exp(-design @ weights))
         gradient = design.T @ (won - p) - ridge @ weights

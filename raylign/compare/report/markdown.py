@@ -1,4 +1,4 @@
-"""A report as Markdown, with its pictures beside it."""
+"""The report as Markdown, with its pictures in separate files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from raylign.compare.report.model import Report, Section, Table
 
 
 def text(report: Report, folder: Path) -> str:
-    """The whole document, to be written into `folder`."""
+    """Return the whole document, to be written into `folder`."""
     claims = Table(("claim", "verdict", "why"), tuple((c.text, c.verdict, c.why) for c in report.claims))
-    parts = [f"# {report.title}", report.about, report.verdict, table(claims)]
+    parts = [f"# {report.title}", report.summary, report.verdict, table(claims)]
     return "\n\n".join([*parts, *(_section(section, report.command, folder) for section in report.sections)]) + "\n"
 
 

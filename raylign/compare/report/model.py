@@ -10,7 +10,7 @@ from raylign.compare.report.claims import Claim
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of as many cells; `wide` cells are texts, the others numbers."""
+    """A header and rows of cells; `wide` cells are texts, the others numbers."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -19,20 +19,22 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what to know, a figure and a table, the runs they are of."""
+    """A heading, an explanation, a figure, a table, and the runs behind them."""
 
     title: str
     text: str
     runs: tuple[str, ...]
-    figure: Path | None = None  # png; the svg is beside it
+    figure: Path | None = None  # png; the svg has the same name
     table: Table | None = None
 
 
 @dataclass(frozen=True)
 class Report:
+    """A whole report, before it is written as HTML or Markdown."""
+
     title: str
     command: str
-    about: str
+    summary: str
     verdict: str
     claims: tuple[Claim, ...]
     sections: tuple[Section, ...]

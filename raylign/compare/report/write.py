@@ -1,4 +1,4 @@
-"""The report of a comparison, from its rows alone: sections, each with its runs and the command that makes it again."""
+"""The report of a comparison, made from its records alone; every section names its runs and the command."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from raylign.compare.report.sections import ReportData, make_sections
 from raylign.config.compare import CompareConfig
 
 
-def write_report(spec: CompareConfig, spec_file: Path, rows: Sequence[RunRecord], folder: Path) -> list[Path]:
-    """`report.html`, which needs no other file, `report.md` with its pictures beside it; returns what was written."""
-    report = make_report(spec, spec_file, rows, folder)
+def write_report(spec: CompareConfig, spec_file: Path, records: Sequence[RunRecord], folder: Path) -> list[Path]:
+    """Write `report.html`, which needs no other file, and `report.md` with its figures; return both paths."""
+    report = make_report(spec, spec_file, records, folder)
     html, markdown = folder / "report.html", folder / "report.md"
     html.write_text(page(report))
     markdown.write_text(text(report, folder))
     return [html, markdown]
 
 
-def make_report(spec: CompareConfig, spec_file: Path, rows: Sequence[RunRecord], folder: Path) -> Report:
-    """Draws the figures into `folder/figures`."""
-    of = ReportData(spec, rows, folder)
+def make_report(spec: CompareConfig, spec_file: Path, records: Sequence[RunRecord], folder: Path) -> Report:
+    """Make the report, and draw its figures into `folder/figures`."""
+    data = ReportData(spec, records, folder)
     task = spec.task.name if spec.task else None
     return Report(
-        title=f"{spec.name}: {', '.join(dict.fromkeys(row.label for row in rows))}",
+        title=f"{spec.name}: {', '.join(dict.fromkeys(record.label for record in records))}",
         command=f"raylign compare {shlex.quote(os.path.relpath(spec_file))}",
-        about=_about(spec, rows),
-        verdict=verdict(of.done, task, spec.target_score),
-        claims=tuple(claims(of.done, task, spec.target_score)),
-        sections=tuple(make_sections(of)),
+        summary=_summary(spec, records),
+        verdict=verdict(data.done, task, spec.target_score),
+        claims=tuple(claims(data.done, task, spec.target_score)),
+        sections=tuple(make_sections(data)),
     )
 
 
-def _about(spec: CompareConfig, rows: Sequence[RunRecord]) -> str:
+def _summary(spec: CompareConfig, records: Sequence[RunRecord]) -> str:
     budget = (
         f"a budget of {spec.budget.of_each:,} {spec.budget.per.replace('_', ' ')} each"
         if spec.budget
         else "no common budget"
     )
-    failed = sum(not row.done for row in rows)
+    failed = sum(not record.done for record in records)
     return (
-        f"{len(rows)} runs: the same start, reference, preferences, held-out prompts and seeds ({', '.join(map(str, spec.seeds))}) for every "
+        f"{len(records)} runs: the same start, reference, preferences, held-out prompts and seeds ({', '.join(map(str, spec.seeds))}) for every "
         f"method, betas {', '.join(f'{beta:g}' for beta in spec.betas)}, {budget}."
         + (f" {failed} of them failed and are left out." if failed else "")
     )
