@@ -94,7 +94,7 @@ def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes:
         everything = {role: value if role == largest else 0.0 for role, value in everything.items()}
     longest = max(learners.values(), default=0.0)
     copies = model_copies(config)
-    memory = {role: found["peak_bytes"] for role, found in summary["memory"].items()}
+    memory = {role: peak["peak_bytes"] for role, peak in summary["memory"].items()}
     learning_roles = {role for role in memory if role in learners or role in copies}
     reference_pass = 0.0 if isinstance(config.algorithm, OnlineConfig | CollectConfig) else train.get("reference", 0.0)
     reference_seconds = reference_pass * sum(_devices(config, role) for role in ("reference", "policy"))

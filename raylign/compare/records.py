@@ -131,12 +131,15 @@ def _cost(tree: dict[str, Any]) -> Cost:
 
 def attach_reference_answers(records: Sequence[RunRecord]) -> list[RunRecord]:
     """Add the reference answers to the samples of best-of-n, which a collect run keeps without them."""
-    known = {str(s.prompt): s for record in records for s in record.after if s.reference is not None}
+    known = {str(s.prompt): s for record in records for s in record.after if s.reference_answer is not None}
     if not known:
         return list(records)
 
     def with_answers(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
         pairs = [(s, known.get(str(s.prompt), s)) for s in samples]
-        return tuple(replace(s, reference=k.reference, reference_score=k.reference_score) for s, k in pairs)
+        return tuple(
+            replace(s, reference_answer=k.reference_answer, reference_answer_score=k.reference_answer_score)
+            for s, k in pairs
+        )
 
     return [replace(record, before=with_answers(record.before), after=with_answers(record.after)) for record in records]

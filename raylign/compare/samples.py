@@ -19,22 +19,22 @@ class Sample:
     score: float | None
     length: int  # tokens
     kl: float | None = None  # log policy - log reference, nats
-    reference: str | None = None  # reference answer of the data for this prompt
-    reference_score: float | None = None
+    reference_answer: str | None = None  # reference answer of the data for this prompt
+    reference_answer_score: float | None = None
 
 
 def read_samples(config: RunConfig, file: Path) -> tuple[Sample, ...]:
     """Read the samples that an evaluation kept; reference answers of the data are scored by the task's ground truth."""
     with file.open() as f:
         rows = [json.loads(line) for line in f]
-    found = [Sample(row["prompt"], row["completion"], row["score"], row["length"], row.get("kl")) for row in rows]
+    samples = [Sample(row["prompt"], row["completion"], row["score"], row["length"], row.get("kl")) for row in rows]
     columns = [row.get("columns", {}) for row in rows]
     if config.task is None or not rows or any(not isinstance(c.get("reference"), str) for c in columns):
-        return tuple(found)
-    references = [c["reference"] for c in columns]
+        return tuple(samples)
+    answers = [c["reference"] for c in columns]
     others = {name: [c.get(name) for c in columns] for name in columns[0]}
-    scores = score_function(config.task)([s.prompt for s in found], references, **others)
+    scores = score_function(config.task)([s.prompt for s in samples], answers, **others)
     return tuple(
-        replace(sample, reference=reference, reference_score=float(score))
-        for sample, reference, score in zip(found, references, scores, strict=True)
+        replace(sample, reference_answer=answer, reference_answer_score=float(score))
+        for sample, answer, score in zip(samples, answers, scores, strict=True)
     )

@@ -33,7 +33,7 @@ class ExactRecord:
 def execute(planned: Sequence[PlannedRun], note: Callable[[str], None]) -> Iterator[ExactRecord]:
     """Execute the runs one after another on one Ray, and yield the record of each; finished runs are not redone.
 
-    The runs share their actors (docs/decisions/0011).
+    The runs share their actors (docs/decisions/0011-exact-runs-share-actors.md).
 
     Args:
         note: called with a line about the run that begins.

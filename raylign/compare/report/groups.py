@@ -95,14 +95,18 @@ def paired(ours: Sequence[Sample], theirs: Sequence[Sample], *, odd: bool = Fals
     return one, two, np.array([a.length - b.length for a, b in pairs], dtype=np.float64)
 
 
-def against_references(samples: Sequence[Sample]) -> tuple[Floats, Floats, Floats]:
+def against_reference_answers(samples: Sequence[Sample]) -> tuple[Floats, Floats, Floats]:
     """Return the same as `paired`, against the reference answer of each prompt.
 
     Lengths are in words, because reference answers have no tokens.
     """
-    known = [s for s in samples if s.score is not None and s.reference is not None and s.reference_score is not None]
-    longer = [len(s.completion.split()) - len((s.reference or "").split()) for s in known]
-    theirs = np.array([s.reference_score for s in known], dtype=np.float64)
+    known = [
+        s
+        for s in samples
+        if s.score is not None and s.reference_answer is not None and s.reference_answer_score is not None
+    ]
+    longer = [len(s.completion.split()) - len((s.reference_answer or "").split()) for s in known]
+    theirs = np.array([s.reference_answer_score for s in known], dtype=np.float64)
     return scores_of(known), theirs, np.array(longer, dtype=np.float64)
 
 

@@ -21,12 +21,14 @@ from raylign.compare.report.drawing import (
     new_figure,
     style,
 )
-from raylign.compare.report.groups import Group, against_references, groups, methods, paired
+from raylign.compare.report.groups import Group, against_reference_answers, groups, methods, paired
 from raylign.compare.report.intervals import Interval, bootstrap, length_controlled, mean_of, over_seeds, wins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Rival = Literal["start", "reference answer"]
+"""Opponent of a win rate: the start's own completion, or the data's answer to the prompt."""
 KL = "KL to the reference (nats per completion)"
 SCORE = "score on held-out prompts"
 
@@ -81,11 +83,13 @@ class WinRate:
     at_equal_length: Interval
 
 
-def win_rates(records: Sequence[RunRecord], rival: Literal["start", "reference"]) -> list[WinRate]:
+def win_rates(records: Sequence[RunRecord], rival: Rival) -> list[WinRate]:
     """Return the win rate of every setting, prompt by prompt, against the start's completion or the reference answer."""
     rates = []
     for group in groups(records):
-        pairs = [paired(r.after, r.before) if rival == "start" else against_references(r.after) for r in group.records]
+        pairs = [
+            paired(r.after, r.before) if rival == "start" else against_reference_answers(r.after) for r in group.records
+        ]
         pairs = [pair for pair in pairs if len(pair[0])]
         if pairs:
             shortest = min(len(pair[0]) for pair in pairs)  # a prompt that could not be scored is missing

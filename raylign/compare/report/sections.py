@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from raylign.compare.exact.scores import optimum_curve
 from raylign.compare.records import RunRecord
 from raylign.compare.report import cost_figures, score_figures, tables
 from raylign.compare.report.drawing import save
 from raylign.compare.report.model import Section
+from raylign.compare.report.score_figures import Rival
 from raylign.config.compare import CompareConfig
 
 
@@ -42,7 +42,7 @@ def make_sections(data: ReportData) -> list[Section]:
     """Make all sections; those with nothing to show are left out."""
     made = (
         _frontier(data),
-        _wins(data, "reference"),
+        _wins(data, "reference answer"),
         _wins(data, "start"),
         _cost_to_score(data),
         _needs(data),
@@ -67,7 +67,7 @@ def _frontier(data: ReportData) -> Section:
     return Section("Score against KL", text, _ids(data.done), figure, tables.results(data.done))
 
 
-def _wins(data: ReportData, rival: Literal["start", "reference"]) -> Section | None:
+def _wins(data: ReportData, rival: Rival) -> Section | None:
     """Win rates against the data's reference answers or the start; None if there is nothing to compare with."""
     rates = score_figures.win_rates(data.done, rival)
     if not rates:
@@ -79,7 +79,9 @@ def _wins(data: ReportData, rival: Literal["start", "reference"]) -> Section | N
     )
     if len(data.spec.seeds) < 2:
         text += " With one seed they cover only its prompts."
-    figure = save(score_figures.win_rate_figure(data.done, rates, rival), data.figures, f"win_rate_{rival}")
+    figure = save(
+        score_figures.win_rate_figure(data.done, rates, rival), data.figures, f"win_rate_{rival.replace(' ', '_')}"
+    )
     ids = tuple(record.id for won in rates for record in won.group.records)
     return Section(f"Win rate against the {rival}", text, ids, figure, tables.win_table(rates, rival))
 
