@@ -1,4 +1,4 @@
-"""Is this machine, or a cluster, ready to run raylign? Each check looks, changes nothing, and imports nothing heavy here.
+"""Checks of whether this machine, or a cluster, is ready to run raylign. They change nothing and import nothing heavy.
 
 >>> for finding in check():
 ...     print(finding.status, finding.name, finding.detail, finding.fix)
@@ -17,14 +17,14 @@ __all__ = ["Finding", "Status", "check", "check_cluster", "check_machine"]
 
 
 def check(output_dir: str | Path = "runs", address: str | None = None) -> list[Finding]:
-    """Look at this machine, in less than 3 s, and at a cluster, if one is named, in less than 3 minutes.
+    """Check this machine, in less than 3 s, and a cluster, if an address is given, in less than 3 minutes.
 
     Args:
-        output_dir: where runs would be written (`output_dir` of the run config); a relative one is in RAYLIGN_STORAGE,
-            where that is set.
-        address: of the cluster, as RAY_ADDRESS has it (which is taken if none is given).
+        output_dir: folder of the runs (`output_dir` of the run config); a relative path is below RAYLIGN_STORAGE, if
+            that is set.
+        address: address of the cluster, in the form of RAY_ADDRESS, which is the default.
     Returns:
-        What was found, in reading order. raylign can run where nothing has status `fail`.
+        The findings, in reading order. raylign can run if none has status `fail`.
     """
     address = address or os.environ.get("RAY_ADDRESS", "")
     output_dir = Path(os.environ.get("RAYLIGN_STORAGE", "."), output_dir).absolute()

@@ -1,4 +1,4 @@
-"""Is this cluster ready to run raylign? A process of its own attaches and asks every node (`raylign.actors.probe`)."""
+"""Checks of a cluster: a separate process attaches to it and asks every node (`raylign.actors.probe`)."""
 
 from __future__ import annotations
 
@@ -20,22 +20,28 @@ END_SECONDS = 10.0
 
 
 def check_cluster(address: str, output_dir: str | Path = "runs") -> list[Finding]:
-    """Attach to the cluster and look over its nodes; takes no GPU, and less than 3 minutes.
+    """Attach to the cluster and check its nodes, without a GPU, in less than 3 minutes.
 
     Args:
-        address: as RAY_ADDRESS has it; of http://host:8265 only the dashboard is looked at, for nothing attaches there.
+        address: in the form of RAY_ADDRESS; at http://host:8265, which cannot be attached to, only the dashboard is
+            checked.
         output_dir: the folder that the driver and all nodes must share.
     """
     if address.startswith(("http://", "https://")):
         return list(check_dashboard(address))
-    said = probe(address, writable(Path(output_dir)))
-    if "problem" in said:
-        return [Finding("cluster", "fail", said["problem"], said["fix"])]
-    return list(read(said["nodes"], said["silent"], versions(), Path(output_dir)))
+    answer = probe(address, writable(Path(output_dir)))
+    if "problem" in answer:
+        return [Finding("cluster", "fail", answer["problem"], answer["fix"])]
+    return list(read(answer["nodes"], answer["silent"], versions(), Path(output_dir)))
 
 
 def probe(address: str, folder: str, attach: float = ATTACH_SECONDS, ask: float = ASK_SECONDS) -> dict[str, Any]:
-    """What `raylign.actors.probe` answers, or {"problem", "fix"}; ends its process if it takes too long."""
+    """Return the answer of `raylign.actors.probe`, or {"problem", "fix"}; end its process after `attach + ask` seconds.
+
+    Args:
+        folder: the folder that all nodes must share; empty if the driver cannot write to it.
+        attach, ask: seconds to attach to the cluster, and to ask its nodes.
+    """
     command = [sys.executable, "-m", "raylign.actors.probe"]
     request = json.dumps({"address": address, "folder": folder, "seconds": ask})
     with tempfile.TemporaryFile("w+") as errors:  # not a pipe: Ray's own children may hold it open
@@ -60,10 +66,10 @@ def probe(address: str, folder: str, attach: float = ATTACH_SECONDS, ask: float 
 
 
 def _refused(problem: str, log: str, seconds: float) -> dict[str, Any]:
-    """Why nobody could attach: `attach` ends its line with the fix; anything else is Ray's last word."""
+    """Return why the probe could not attach: its own problem and fix, else the last line of Ray's log."""
     if problem:
         detail, _, fix = problem.rpartition("; ")
         return {"problem": detail, "fix": fix}
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    told = lines[-1] if lines else f"no answer in {seconds:g} s"
-    return {"problem": f"cannot look over it: {told}", "fix": "look at the head (ray status, its gcs_server.out)"}
+    reason = lines[-1] if lines else f"no answer in {seconds:g} s"
+    return {"problem": f"cannot check it: {reason}", "fix": "look at the head (ray status, its gcs_server.out)"}

@@ -1,4 +1,4 @@
-"""What the doctor says."""
+"""`Finding`, the result of one check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `fix` is what to do about it, empty where the status is ok."""
+    """Result of one check, with advice in `fix`, which is empty if the status is ok."""
 
     name: str
     status: Status
@@ -21,4 +21,5 @@ class Finding:
 
 
 def gib(size: float) -> str:
+    """Format a number of bytes, e.g. `3.5 GiB`."""
     return f"{size / GIB:.1f} GiB"

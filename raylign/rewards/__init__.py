@@ -1,4 +1,4 @@
-"""Reward sources: what scores completions. Torch is imported only where a reward model is asked for."""
+"""Reward sources, which score completions. Torch is imported only for a reward model."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def make_source(
     place: str = "reward",
     num_threads: int | None = None,
 ) -> RewardSource:
-    """The source that a config describes.
+    """Create the reward source that a config describes.
 
     Args:
         config: `reward`, or `evaluation.reward`; a `run:` path in it is already resolved.
-        tokenizer: the policy's.
+        tokenizer: tokenizer of the policy.
         task: the embedded task, for `type: task`.
-        compute_dtype: of a reward model's forward pass.
+        compute_dtype: precision of a reward model's forward pass.
         place: dotted path of `config`, for error messages.
-        num_threads: torch threads of a reward model.
+        num_threads: number of torch threads of a reward model.
     Raises:
-        UserError: the code may not be run, or what is named cannot be found or loaded.
+        UserError: the user's code is not permitted, or the function or model cannot be found or loaded.
     """
     if isinstance(config, FunctionReward):
         if not config.allow_code:
-            raise UserError(f"{place}.allow_code: {config.function} is code of yours; set true to run it")
+            raise UserError(f"{place}.allow_code: {config.function} runs your own code; set true to permit it")
         return FunctionSource(import_function(config.function, f"{place}.function"), tokenizer, f"{place}.function")
     if isinstance(config, ModelReward):
         from raylign.rewards.model import ModelSource

@@ -1,4 +1,4 @@
-"""Finding a user's reward function by its name."""
+"""Import of a user's reward function by its name."""
 
 from __future__ import annotations
 
@@ -9,5 +9,9 @@ from raylign.user_code import import_callable
 
 
 def import_function(spec: str, place: str = "reward.function") -> Callable[..., Any]:
-    """The function that `package.module:function` or `path/to/file.py:function` names; see `import_callable`."""
+    """Import the reward function that `package.module:function` or `path/to/file.py:function` names.
+
+    Raises:
+        UserError: as in `import_callable`.
+    """
     return import_callable(spec, place, "function", "def {name}(prompts, completions, **columns)")

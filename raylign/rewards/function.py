@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class FunctionSource:
-    """Calls the function once a batch and, for rows that it fails on, once more a row.
+    """A reward source that calls a Python function once a batch, and once more for each row that failed.
 
-    The columns of the prompt set come as keyword lists beside `prompts` and `completions`, one entry a completion.
-    A row whose call raises, or whose score is None, NaN, infinite or too large for fp32, is not valid; each kind of
-    failure is logged the first time.
+    The columns of the prompt set are passed as keyword lists beside `prompts` and `completions`, one entry for each
+    completion. A row whose call raises, or whose score is None, NaN, infinite or too large for fp32, is invalid; each
+    kind of failure is logged the first time.
     """
 
     def __init__(
@@ -32,20 +32,20 @@ class FunctionSource:
         tokenizer: PreTrainedTokenizerBase,
         place: str = "reward.function",
     ) -> None:
-        """`tokenizer` is the policy's; `place` is the dotted config path that error messages begin with."""
+        """Create the source; `tokenizer` is the policy's, `place` the dotted config path for error messages."""
         self._function = function
         self._tokenizer = tokenizer
         self._place = place
         self._logged: set[str] = set()
 
     def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
-        """See `RewardSource.score`.
+        """Score every row of a batch by the function: [N].
 
         Raises:
-            UserError: the function cannot take the columns, or returns something else than one number a completion.
-            RaylignError: it failed on every row; the message gives the first cause.
+            UserError: the function does not accept the columns, or does not return one number per completion.
+            RaylignError: the function failed on every row; the message gives the first cause.
         """
-        # A completion is all after the prompt up to the last sampled token, tool output between turns included.
+        # A completion is everything from the prompt to the last sampled token, including tool output between turns.
         zeros = np.zeros_like(batch.prompt_lengths)
         arguments = {
             "prompts": self._decode(batch.tokens, zeros, batch.prompt_lengths),
@@ -71,7 +71,7 @@ class FunctionSource:
         return [str(self._tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
     def _call(self, arguments: dict[str, list[Any]], num_rows: int, causes: list[str]) -> np.ndarray:
-        """[num_rows] fp32, NaN or infinite where the function failed; what went wrong is added to `causes`."""
+        """Return scores [num_rows] in fp32, NaN or infinite where the function failed; its errors go to `causes`."""
         try:
             result = self._function(**arguments)
         except Exception as e:  # noqa: BLE001 - the user's code may raise anything; the rows become invalid
@@ -96,7 +96,7 @@ class FunctionSource:
             raise UserError(f"{place} {len(items)} scores for {num_rows} completions; {fix}")
         numbers = []
         for item in items:
-            if item is None:  # TRL's way to say that the function does not apply
+            if item is None:  # as in TRL: the function does not apply to the row
                 numbers.append(math.nan)
                 continue
             if not isinstance(item, SupportsFloat):  # a string is not, though float("1.5") would read it
@@ -112,7 +112,7 @@ class FunctionSource:
     def _check_arguments(self, arguments: dict[str, list[Any]], prompts: PromptSet) -> None:
         taken = prompts.columns.keys() & {"prompts", "completions"}
         if taken:
-            raise UserError(f"{self._place}: the data has a column {min(taken)!r}, which is a name of ours; rename it")
+            raise UserError(f"{self._place}: the data has a column {min(taken)!r}, a reserved name; rename it")
         try:
             inspect.signature(self._function).bind(**arguments)
         except (TypeError, ValueError) as e:
@@ -125,4 +125,4 @@ class FunctionSource:
         causes.append(cause)
         if kind not in self._logged:
             self._logged.add(kind)
-            logger.warning("%s: %s; such rows are tried alone, then left out", self._place, cause)
+            logger.warning("%s: %s; such rows are retried one by one, then marked invalid", self._place, cause)

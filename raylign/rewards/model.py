@@ -1,4 +1,4 @@
-"""Scores from a sequence-classification model with one output."""
+"""Scores from a reward model: a sequence-classification model with one output."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from raylign.types import PromptSet, Ragged, RolloutBatch, Scores
 
 
 class ModelSource:
-    """A reward model, read at the last real token of each row.
+    """A reward source that reads a reward model at the last real token of each row.
 
-    That token is found by length and not by looking for pad, which may equal eos. If the reward model has the policy's
-    vocabulary, it is given the policy's tokens as they are. If not, the text without special tokens is tokenised
-    anew, and the reward model's eos is put after completions that the policy finished.
+    That token is located by length, not by looking for pad, which may equal eos. A reward model with the policy's
+    vocabulary gets the policy's tokens unchanged. Otherwise the text without special tokens is tokenised again, and the
+    reward model's eos is added to completions that the policy finished.
     """
 
     def __init__(
@@ -40,14 +40,17 @@ class ModelSource:
         place: str = "reward.path",
         num_threads: int | None = None,
     ) -> None:
-        """
+        """Load the reward model.
+
         Args:
             path: folder or hub name of model and tokenizer.
-            tokenizer: the policy's.
-            batch_tokens: padded tokens in one forward pass; by the device if not given.
+            tokenizer: tokenizer of the policy.
+            batch_tokens: number of padded tokens in one forward pass; by default it depends on the device.
             compute_dtype: bfloat16 turns autocast on.
+            place: dotted config path, for error messages.
+            num_threads: number of torch threads; torch's default if None.
         Raises:
-            UserError: it cannot be loaded, or is not a trained model with one score per sequence.
+            UserError: the model cannot be loaded, or is not a trained model with one score per sequence.
         """
         if num_threads:
             torch.set_num_threads(num_threads)
@@ -60,7 +63,7 @@ class ModelSource:
         self._compute_dtype = DTYPES[compute_dtype]
 
     def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
-        """See `RewardSource.score`; a score that is not finite is not valid. `prompts` is not needed."""
+        """Score every row of a batch by the model: [N]; a score that is not finite is invalid. `prompts` is ignored."""
         rows = self._rows(batch)
         lengths = rows.lengths
         values = np.full(len(batch), np.nan, dtype=np.float32)
@@ -77,7 +80,7 @@ class ModelSource:
         eos = self._own_tokenizer.eos_token_id
         rows = []
         for row, length, finished in zip(batch.tokens, batch.lengths, batch.finished, strict=True):
-            # Prompt and completion together: apart, a word-level tokenizer would lose the space between them.
+            # Prompt and completion together: separately, a word-level tokenizer would lose the space between them.
             text = self._policy_tokenizer.decode(row[:length].tolist(), skip_special_tokens=True)
             ids = self._own_tokenizer(text)["input_ids"]
             rows.append([*ids, eos] if finished and eos is not None and ids[-1:] != [eos] else ids)
@@ -89,7 +92,7 @@ def _load_model(path: str, trust_remote_code: bool, place: str, device: torch.de
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if config.num_labels != 1:
             raise UserError(
-                f"{place}: {path} has {config.num_labels} outputs and a reward model has 1; "
+                f"{place}: {path} has {config.num_labels} outputs, but a reward model has 1; "
                 "train one with algorithm.name: reward_model"
             )
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -100,7 +103,7 @@ def _load_model(path: str, trust_remote_code: bool, place: str, device: torch.de
     if "score" not in dict(model.named_children()):
         raise UserError(f"{place}: {type(model).__name__} has no score head over tokens; use a decoder reward model")
     if info["missing_keys"]:
-        # transformers would draw them at random and say so in a warning; such scores mean nothing.
+        # transformers draws missing weights at random with only a warning; such scores would be meaningless.
         missing = min(info["missing_keys"])
         raise UserError(f"{place}: {path} lacks the weights {missing}; give a trained reward model")
     return model.eval().to(device)

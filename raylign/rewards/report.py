@@ -1,4 +1,4 @@
-"""From scored rollouts to what leaves the actors: rows of a dataset and the sums of an evaluation."""
+"""Reduction of scored rollouts to the results that leave the actors: rows of a dataset, and parts of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from raylign.types import BoolArray, FloatArray, PromptSet, RolloutBatch, Scores
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, batch: RolloutBatch, row: int) -> str:
-    """The completion of a row as text, without special tokens."""
+    """Decode the completion of a row, without special tokens."""
     return str(tokenizer.decode(batch.tokens[row][batch.completion_mask[row]], skip_special_tokens=True))
 
 
 def sampled(tokenizer: PreTrainedTokenizerBase, batch: RolloutBatch, row: int) -> tuple[str, bool]:
-    """The completion of a row as text without its final eos, and whether there was one: what makes its tokens again.
+    """Decode the completion of a row without its final eos, and return whether there was one.
 
-    Special tokens stay in the text, and so does a stop token other than eos: the row is to be learned with the tokens
-    that were sampled.
+    Special tokens stay in the text, and so does a stop token other than eos, so that tokenising the text gives the
+    sampled tokens again.
     """
     tokens = batch.tokens[row][batch.completion_mask[row]]
     finished = bool(batch.finished[row]) and int(tokens[-1]) == tokenizer.eos_token_id
@@ -40,12 +40,12 @@ def rows_to_keep(
     seed: int,
     step: int,
 ) -> list[dict[str, Any]]:
-    """What a collect run writes of one scored batch. Samples without a valid score or without tokens are left out.
+    """Select the rows of a scored batch that a collect run writes; samples without a valid score or tokens are dropped.
 
     Args:
         batch: `num_samples` neighbouring rows answer the same prompt.
-        keep: `pairs`: see `label_pairs`, which alone reads label, seed and step; `best`: of each prompt the
-            sample with the highest score, the first of equals; `all`: every sample.
+        keep: `pairs`: the pairs of `label_pairs`, which alone uses label, seed and step; `best`: for each prompt the
+            sample with the highest score, the first if several are equal; `all`: every sample.
     Returns:
         Pairs, or {prompt, completion, score, finished}, in the order of the batch.
     """
@@ -77,15 +77,15 @@ def label_pairs(
     seed: int,
     step: int,
 ) -> list[dict[str, Any]]:
-    """Preference rows from neighbouring samples of a prompt.
+    """Make preference rows from neighbouring samples of a prompt.
 
     Args:
         batch: rows 2i and 2i + 1 answer the same prompt.
         label: `best` prefers the higher score; `bradley_terry` prefers the first with probability
-            sigmoid(score_1 - score_2), as people err (Bradley & Terry 1952).
+            sigmoid(score_1 - score_2), a model of human error (Bradley & Terry 1952).
     Returns:
-        {prompt, chosen, rejected, chosen_score, rejected_score, chosen_finished, rejected_finished}; a pair is left out
-        where a side has no valid score or no tokens, and where both sides are the same: nothing learns from it, and
+        {prompt, chosen, rejected, chosen_score, rejected_score, chosen_finished, rejected_finished}; a pair is dropped
+        if a side has no valid score or no tokens, or if both sides are the same: such a pair teaches nothing, and
         `load_pairs` refuses it.
     """
     uniform = np.random.default_rng([seed, step]).random(len(batch) // 2)
@@ -123,9 +123,9 @@ def evaluation_part(
     ref_logprobs: FloatArray | None,
     keep: int,
 ) -> dict[str, Any]:
-    """What one evaluated batch adds: its scores, KLs and lengths, and its first `keep` rows in full.
+    """Return the results of one evaluated batch: scores, KLs and lengths, and its first `keep` rows in full.
 
-    A row kept has its prompt, completion, score, length (tokens) and KL, and the prompt's other columns under `columns`.
+    Each kept row has its prompt, completion, score, length (tokens), KL, and the prompt's other columns as `columns`.
     The KL of a row is the sum over its completion of log policy - log reference (k1), in nats.
     """
     kl = None
@@ -157,8 +157,8 @@ def _usable(batch: RolloutBatch, scores: Scores) -> BoolArray:
 
 
 def _other_columns(prompts: PromptSet, batch: RolloutBatch, row: int) -> dict[str, Any]:
-    place = int(batch.prompt_rows[row])
-    return {name: column[place] for name, column in prompts.columns.items() if name != "prompt"}
+    prompt_row = int(batch.prompt_rows[row])
+    return {name: column[prompt_row] for name, column in prompts.columns.items() if name != "prompt"}
 
 
 def _prompt(prompts: PromptSet, batch: RolloutBatch, row: int) -> str:

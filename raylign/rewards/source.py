@@ -1,4 +1,4 @@
-"""What every reward source does."""
+"""`RewardSource`, the protocol of every reward source."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from raylign.types import PromptSet, RolloutBatch, Scores
 
 
 class RewardSource(Protocol):
-    def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
-        """One raw score a row of `batch`: [N]. `batch.prompt_rows` says which row of `prompts` each answers.
+    """A source of scores for completions."""
 
-        A row that cannot be scored is not valid; it never gets a made-up value.
+    def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
+        """Score every row of `batch`: [N]. Row i answers row `batch.prompt_rows[i]` of `prompts`.
+
+        A row that cannot be scored is marked invalid; it never gets a made-up value.
         """
         ...

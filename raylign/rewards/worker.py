@@ -1,4 +1,4 @@
-"""The worker that a Ray actor wraps: one reward source and what it cost."""
+"""The reward worker, which a Ray actor wraps: a reward source and its metrics."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from raylign.types import FloatArray, PromptSet, RolloutBatch, Scores
 
 
 class RewardWorker:
+    """A reward source that counts its work."""
+
     def __init__(
         self,
         reward: RewardConfig,
@@ -23,13 +25,13 @@ class RewardWorker:
         num_threads: int | None = None,
         place: str = "reward",
     ) -> None:
-        """Loads the source; see `make_source`. `tokenizer_path` is the policy's; `trust_remote_code` is for it."""
+        """Load the policy's tokenizer, to which `trust_remote_code` applies, and the source (see `make_source`)."""
         self.tokenizer = open_tokenizer(tokenizer_path, trust_remote_code)
         self._source = make_source(reward, self.tokenizer, task, compute_dtype, place, num_threads)
         self._metrics = _no_metrics()
 
     def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
-        """See `RewardSource.score`."""
+        """Score every row of a batch: [N]; count the time and the invalid rows."""
         started = time.perf_counter()
         scores = self._source.score(batch, prompts)
         self._metrics["time/score"] += time.perf_counter() - started
@@ -39,7 +41,7 @@ class RewardWorker:
     def rows_to_keep(
         self, batch: RolloutBatch, prompts: PromptSet, scores: Scores, algorithm: CollectConfig, seed: int, step: int
     ) -> list[dict[str, Any]]:
-        """See `report.rows_to_keep`."""
+        """Select the rows of a scored batch that a collect run writes, by `report.rows_to_keep`."""
         return rows_to_keep(
             self.tokenizer,
             batch,
@@ -55,11 +57,11 @@ class RewardWorker:
     def evaluation_part(
         self, batch: RolloutBatch, prompts: PromptSet, scores: Scores, ref_logprobs: FloatArray | None, keep: int
     ) -> dict[str, Any]:
-        """See `report.evaluation_part`."""
+        """Return the results of one evaluated batch, by `report.evaluation_part`."""
         return evaluation_part(self.tokenizer, batch, prompts, scores, ref_logprobs, keep)
 
     def pop_metrics(self) -> dict[str, float]:
-        """Busy seconds (`time/score`) and rows without a valid score (`reward/invalid`) since the last call."""
+        """Return busy seconds (`time/score`) and the number of invalid rows (`reward/invalid`) since the last call."""
         metrics, self._metrics = self._metrics, _no_metrics()
         return metrics
 

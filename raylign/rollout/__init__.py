@@ -1,4 +1,4 @@
-"""Prompts in, sampled completions with their logprobs out: one protocol, a vLLM and a transformers engine."""
+"""Sampling of completions and their logprobs from prompts: one protocol, a vLLM and a transformers engine."""
 
 from raylign.rollout.engine import Completion, RolloutEngine
 from raylign.rollout.factory import make_engine

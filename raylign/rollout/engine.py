@@ -18,18 +18,18 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled continuation of one prompt, T >= 1 tokens."""
+    """A sampled continuation of a prompt, T >= 1 tokens."""
 
-    token_ids: IntArray  # [T], with the stop token that ended it
+    token_ids: IntArray  # [T], including the stop token that ended it
     logprobs: FloatArray  # [T], nats, of each token under the distribution it was drawn from
-    finished: bool  # True where a stop token ended it, False where it was cut by length
+    finished: bool  # True if a stop token ended it, False if it was cut by length
 
 
 class RolloutEngine(Protocol):
-    """A language model that samples. Token ids in, token ids out; it knows no tokenizer and no versions."""
+    """A language model that samples: token ids in, token ids out, without a tokenizer and without policy versions."""
 
     max_model_len: int | None
-    """Longest prompt + completion in tokens; None where the architecture sets no limit."""
+    """Longest prompt + completion in tokens; None if the architecture sets no limit."""
 
     def generate(
         self,
@@ -38,34 +38,35 @@ class RolloutEngine(Protocol):
         seeds: Sequence[int],
         stop_token_ids: tuple[int, ...],
     ) -> list[Completion]:
-        """One completion for each (prompt, seed), in their order.
+        """Sample a completion for each (prompt, seed), and return them in the same order.
 
         A completion ends at the first of `stop_token_ids` (and at nothing else: the model's own generation
-        settings are not read) or after `sampling.max_tokens`. Its logprobs are `log_softmax(logits / temperature)`
-        in fp32, after top-k and top-p where these are set. A sample follows from the weights, its prompt and its
-        seed; the rest of the batch moves it only by floating-point rounding.
+        settings are ignored) or after `sampling.max_tokens`. Its logprobs are `log_softmax(logits / temperature)`
+        in fp32, after top-k and top-p if these are set. A sample depends on the weights, its prompt and its seed;
+        the rest of the batch affects it only through floating-point rounding.
 
         `prompts` are int32 [P_i] with P_i >= 1 and P_i + max_tokens <= max_model_len; seeds lie in [0, 2**63).
         """
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Replace the whole model. Hugging Face parameter names; uint16 arrays are bfloat16 bits.
+        """Replace the whole model, or the adapter of an engine created with `lora`.
 
-        An engine made with `lora` replaces its adapter instead, which does nothing until then: peft's names, as in
-        `adapter_model.safetensors`.
+        Names are Hugging Face's, or peft's (as in `adapter_model.safetensors`) for an adapter, which does nothing until
+        it is loaded; uint16 arrays are the bits of bfloat16.
 
-        Raises ValueError for an unknown name, a wrong shape or a parameter that did not come. After any error the
-        engine must be loaded again before it is used.
+        Raises:
+            ValueError: a name is unknown, a shape is wrong or a parameter is missing. After any error, weights must be
+                loaded again before the engine is used.
         """
         ...
 
     def sleep(self) -> None:
-        """Leave the GPU's memory to others; the weights stay, in the host's."""
+        """Free the GPU's memory; the weights are kept in the host's memory."""
         ...
 
     def wake(self) -> None:
-        """Undo `sleep`; before anything else is asked."""
+        """Undo `sleep`; must be called before any other method."""
         ...
 
     def close(self) -> None:
@@ -74,9 +75,10 @@ class RolloutEngine(Protocol):
 
 
 def context_length(model_config: Any, rollout: RolloutConfig) -> int | None:
-    """Tokens of the longest prompt + completion, given a transformers model config; None where there is no limit.
+    """Return the longest prompt + completion in tokens, from a transformers model config; None if there is no limit.
 
-    Raises UserError if `rollout.max_model_len` is more than the model was made for.
+    Raises:
+        UserError: `rollout.max_model_len` is longer than the model's context.
     """
     # Absent from architectures without a limit (state-space models, ALiBi).
     own: int | None = getattr(model_config.get_text_config(), "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""Generation with Hugging Face `generate`: for machines without vLLM, and the yardstick that vLLM is tested against."""
+"""Generation with Hugging Face `generate`, for machines without vLLM and as the baseline in tests of vLLM."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from raylign.models.lora import adapter_parameters, add_adapter, keep_layout, qu
 from raylign.rollout.engine import Completion, Dtype, context_length
 from raylign.rollout.weights import as_tensor, check_adapter, check_weights
 
-# Bounds of one `generate` call: keys and values of 65,536 tokens, and 2**26 logits (256 MiB in fp32) a step.
+# Limits of one `generate` call: keys and values of 65,536 tokens, and 2**26 logits (256 MiB in fp32) a step.
 CHUNK_TOKENS = 65_536
 CHUNK_LOGITS = 2**26
 
 
 class TransformersEngine:
-    """`RolloutEngine` over an `AutoModelForCausalLM`, on the accelerator if there is one."""
+    """A `RolloutEngine` over an `AutoModelForCausalLM`, on the accelerator if there is one."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class TransformersEngine:
         self.max_model_len = context_length(config, rollout)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self._device = accelerator or torch.device("cpu")
-        # Any: the stubs of transformers know neither `.to` nor `.generate` of what this returns.
+        # Any: the stubs of transformers declare neither `.to` nor `.generate` on the result.
         model: Any = AutoModelForCausalLM.from_pretrained(
             model_path,
             config=config,
@@ -59,7 +59,7 @@ class TransformersEngine:
             add_adapter(model, lora)
         self._has_adapter = lora is not None
         self._model = model.to(self._device).eval()
-        # A checkpoint may ask for its own top-k or repetition penalty, which would bias the samples unseen.
+        # A checkpoint may set its own top-k or repetition penalty, which would silently bias the samples.
         self._model.generation_config = GenerationConfig()
         self._vocab_size: int = model.config.get_text_config().vocab_size
 
@@ -70,7 +70,7 @@ class TransformersEngine:
         seeds: Sequence[int],
         stop_token_ids: tuple[int, ...],
     ) -> list[Completion]:
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours of like length pad little
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
         done: dict[int, Completion] = {}
         while order:
             longest = len(prompts[order[-1]]) + sampling.max_tokens
@@ -140,7 +140,7 @@ class TransformersEngine:
             )
         generated = output[:, width:].cpu().numpy().astype(np.int32)  # [N, T]
         logprobs = sampler.logprobs()  # [N, >= T]
-        # A row goes on as padding after its first stop token, so what follows that token means nothing.
+        # A row continues as padding after its first stop token, so tokens after it are meaningless.
         stops = np.isin(generated, np.array(stop_token_ids, dtype=np.int32))
         finished = np.any(stops, axis=1)
         lengths = np.where(finished, np.argmax(stops, axis=1) + 1, generated.shape[1])
@@ -151,11 +151,11 @@ class TransformersEngine:
 
 
 class SeededSampler(LogitsProcessor):
-    """Draws one token for each row from that row's own random stream and leaves only that token possible.
+    """Logits processor that draws a token for each row from the row's own random stream and masks all others.
 
     Inverse transform sampling: with u uniform in [0, 1), the first token whose cumulative probability exceeds u.
-    One number a token is drawn, so a large vocabulary costs no more randomness than a small one. Sums are in fp64:
-    in fp32 the unlikely tail of a vocabulary of 150,000 would be lost.
+    Each token takes one random number, whatever the size of the vocabulary. Sums are in fp64: in fp32 the unlikely
+    tail of a vocabulary of 150,000 would be lost.
     """
 
     def __init__(self, seeds: Sequence[int], max_tokens: int, device: torch.device) -> None:
@@ -173,5 +173,5 @@ class SeededSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, picked, 0.0)
 
     def logprobs(self) -> NDArray[np.float32]:
-        """Of every token drawn, in nats: [N, T]."""
+        """Return the logprob of every token drawn, in nats: [N, T]."""
         return torch.stack(self._logprobs, dim=1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Generation with vLLM, inside this process. The only file that knows vLLM."""
+"""Generation with vLLM inside this process. No other file imports vLLM."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from raylign.rollout.engine import Completion, Dtype, context_length
 from raylign.rollout.weights import as_tensor, check_adapter, check_weights, tied_names
 
 SHARED_MEMORY = Path("/dev/shm")
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM quietly raises lower ones, and refuses higher ones
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises lower temperatures and refuses higher ones
 
 
 class VLLMEngine:
-    """`RolloutEngine` over the synchronous `vllm.LLM`, whose engine core runs in this process.
+    """A `RolloutEngine` over the synchronous `vllm.LLM`, whose engine core runs in this process.
 
-    Where `rollout` splits the model, each of its ranks is a child process on a GPU of its own; they end with this one.
+    If `rollout` splits the model, each rank is a child process on its own GPU; the children end with this process.
 
-    Give it a process of its own: on a CPU vLLM freezes the number of torch threads (OMP_NUM_THREADS counts) and
-    takes the process's default torch.distributed group.
+    Create it in a process of its own: on a CPU vLLM fixes the number of torch threads (from OMP_NUM_THREADS) and takes
+    the process's default torch.distributed group.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class VLLMEngine:
         sleeps: bool = False,
     ) -> None:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-        context_length(config, rollout)  # says in one line what vLLM says in ten
+        context_length(config, rollout)  # fails with one line, where vLLM's own error has ten
         on_cpu = not torch.accelerator.is_available()
-        self._sleeps = sleeps and not on_cpu  # on a CPU there is nothing to leave
+        self._sleeps = sleeps and not on_cpu  # on a CPU there is no GPU memory to free
         if on_cpu and rollout.pipeline_parallel > 1:
             raise UserError("rollout.pipeline_parallel: vLLM's CPU build samples on the first stage only; set 1")
         self._is_split = rollout.tensor_parallel * rollout.pipeline_parallel > 1
@@ -67,8 +67,8 @@ class VLLMEngine:
                 generation_config="vllm",  # not the checkpoint's own top-k or repetition penalty
                 max_model_len=rollout.max_model_len,
                 enforce_eager=enforce_eager,
-                # vLLM takes back the random number of a prompt that it prefills in parts, and only a GPU's generator
-                # can go back: on a CPU it fails with "CPU Generator does not use offset". So whole prompts, there.
+                # vLLM rewinds the random generator of a prompt that it prefills in parts, which only a GPU's generator
+                # supports: on a CPU it fails with "CPU Generator does not use offset". So prefill whole prompts there.
                 enable_chunked_prefill=False if on_cpu else None,
                 enable_sleep_mode=self._sleeps,
                 gpu_memory_utilization=rollout.gpu_memory_utilization,
@@ -76,10 +76,10 @@ class VLLMEngine:
                 logprobs_mode="processed_logprobs",  # after temperature, top-k and top-p
                 tensor_parallel_size=rollout.tensor_parallel,
                 pipeline_parallel_size=rollout.pipeline_parallel,
-                # Said, because inside a placement group vLLM would choose Ray's, whose ranks would need bundles.
+                # Set, because inside a placement group vLLM would choose Ray, whose ranks would need bundles.
                 distributed_executor_backend="mp" if self._is_split else "uni",
                 worker_extension_cls=f"{WeightLoader.__module__}.{WeightLoader.__qualname__}",
-                seed=0,  # every request brings its own
+                seed=0,  # every request has its own seed
                 use_tqdm_on_load=False,
             )
         except ValueError as error:
@@ -115,8 +115,8 @@ class VLLMEngine:
                 f"rollout.sampling.temperature: vLLM does not sample at {sampling.temperature}; set {MIN_TEMPERATURE} "
                 f"to {MAX_TEMPERATURE}, or rollout.engine: transformers"
             )
-        # Cached keys and values are of the weights that made them, and they would let earlier calls reach into the
-        # rounding of this one. Samples of one prompt still share its prefix.
+        # Cached keys and values belong to the weights that computed them, and would make the rounding of this call
+        # depend on earlier calls. Samples of one prompt still share its prefix.
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM could not reset its prefix cache, so it may hold keys of older weights")
         params = [
@@ -127,8 +127,8 @@ class VLLMEngine:
                 max_tokens=sampling.max_tokens,
                 seed=seed,
                 stop_token_ids=list(stop_token_ids),
-                ignore_eos=True,  # the model's own; those of the run are among stop_token_ids
-                logprobs=0,  # of the sampled token alone
+                ignore_eos=True,  # the model's own eos; the run's are in stop_token_ids
+                logprobs=0,  # of the sampled token only
                 flat_logprobs=True,
                 detokenize=False,
             )
@@ -141,7 +141,7 @@ class VLLMEngine:
 
     def load_weights(self, weights: Iterable[tuple[str, NDArray[Any]]]) -> None:
         arrays = dict(weights)
-        # Before vLLM sees them: it only logs what is missing, and what it refuses leaves it half loaded.
+        # Checked before vLLM gets them: it only logs missing weights, and an error would leave it half loaded.
         if self._has_adapter:
             check_adapter(adapter_parameters(self._skeleton), arrays)
             self._load_adapter({name: as_tensor(array) for name, array in arrays.items()})
@@ -156,7 +156,7 @@ class VLLMEngine:
             for name, array in arrays.items():
                 tensor = as_tensor(array)
                 yield name, tensor
-                # On a CPU vLLM keeps a packed copy of a tied head, refreshed only if the head comes by its own name.
+                # On a CPU vLLM keeps a packed copy of a tied head, refreshed only if the head is sent by its own name.
                 for other in tied.get(name, ()):
                     if other not in arrays:
                         yield other, tensor
@@ -164,16 +164,16 @@ class VLLMEngine:
         if not self._is_split:
             self._llm.collective_rpc("load_policy", args=(tensors(),))
             return
-        with _shared_folder(sum(array.nbytes for array in arrays.values())) as folder:  # ranks map it, none copies it
+        with _shared_folder(sum(array.nbytes for array in arrays.values())) as folder:  # ranks map it without copying
             file = str(Path(folder, "policy.safetensors"))
             save_file({name: tensor.contiguous() for name, tensor in tensors() if name in arrays}, file)
             self._llm.collective_rpc("load_policy_file", args=(file, tied))
 
     def _start_adapter(self, model_path: str, lora: LoRAConfig, dtype: Dtype, trust_remote_code: bool) -> None:
-        """Load the adapter that does nothing, so that what vLLM cannot adapt is refused before anything is learned."""
+        """Load an adapter of zeros, so that layers that vLLM cannot adapt are refused before training begins."""
         if lora.base_quantization != "none":
-            # What the learner's quantised weights stand for, so that engine and learner have the same base. Quantised
-            # from fp32, which holds a checkpoint of any precision.
+            # The values of the learner's quantised weights, so that engine and learner have the same base. Quantised
+            # from fp32, which represents a checkpoint of any precision.
             quantized = AutoModelForCausalLM.from_pretrained(
                 model_path,
                 dtype=torch.float32,
@@ -209,7 +209,7 @@ class VLLMEngine:
 
 
 class WeightLoader:
-    """Mixed into vLLM's worker (`worker_extension_cls`), where the model runner is in reach."""
+    """Extension of vLLM's worker (`worker_extension_cls`), which has access to the model runner."""
 
     model_runner: Any
 
@@ -217,13 +217,13 @@ class WeightLoader:
         self.model_runner.reload_weights(weights_iterator=weights)
 
     def load_policy_file(self, file: str, tied: Mapping[str, Sequence[str]]) -> None:
-        """As `load_policy`, where the ranks of an engine are processes of their own."""
+        """Load the policy from a file, for an engine whose ranks are separate processes."""
         with safe_open(file, framework="pt") as weights:
             names = [(name, other) for name in weights.keys() for other in (name, *tied.get(name, ()))]  # noqa: SIM118
             self.load_policy((as_name, weights.get_tensor(name)) for name, as_name in names)
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
-        """Replace the adapter by that of a peft folder; vLLM reads it from a path, and only now."""
+        """Replace the adapter by the files of a peft folder; vLLM reads it from a path, during this call only."""
         with _shared_folder(sum(map(len, files.values()))) as folder:
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
@@ -231,20 +231,20 @@ class WeightLoader:
 
 
 def _shared_folder(size: int) -> TemporaryDirectory[str]:
-    """For files of `size` bytes that are read at once: in shared memory, if there is room."""
+    """Create a temporary folder for files of `size` bytes: in shared memory, if there is room."""
     shared = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size
     return TemporaryDirectory(prefix="raylign-weights-", dir=SHARED_MEMORY if shared else None)
 
 
 def _lora_request(path: str, load_inplace: bool = False) -> Any:
-    """The only adapter there is. With `load_inplace` vLLM reads the folder, else it takes what it has read."""
+    """Return the request for the only adapter; vLLM reads its folder if `load_inplace`, else uses what it has read."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest("policy", 1, path, load_inplace=load_inplace)
 
 
 def _slot_rank(lora: LoRAConfig) -> int:
-    """The smallest rank vLLM has kernels for that holds the adapter's."""
+    """Return the smallest rank that vLLM has kernels for and that is large enough for the adapter."""
     from vllm.config.lora import MaxLoRARanks
 
     ranks = get_args(MaxLoRARanks)
@@ -265,7 +265,7 @@ def _completion(output: Any) -> Completion:
 
 
 def _quiet_llm(model_path: str, lora: LoRAConfig | None, **options: Any) -> Any:
-    """`vllm.LLM`, with slots for the adapter, without the deprecation warnings that its imports and start raise."""
+    """Create `vllm.LLM`, with slots for the adapter, and without the deprecation warnings of its imports and start."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -276,9 +276,9 @@ def _quiet_llm(model_path: str, lora: LoRAConfig | None, **options: Any) -> Any:
 
 
 def _prepare_process(compile_nothing: bool) -> None:
-    """Environment that vLLM reads when it is imported. What the user has set stays."""
+    """Set the environment that vLLM reads when it is imported; variables that the user has set are kept."""
     defaults = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights reach the model without being copied to another process
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights reach the model without a copy to another process
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks on a CPU would each ask for a NUMA node
@@ -289,5 +289,5 @@ def _prepare_process(compile_nothing: bool) -> None:
         defaults["TORCHDYNAMO_DISABLE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    # vLLM speaks before it has set up its own logging.
+    # vLLM logs before it has set up its own logging.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())

@@ -1,4 +1,4 @@
-"""Weights as they travel between actors (numpy, bfloat16 as uint16) and the checks on their receipt."""
+"""Checks of weights that an engine receives from a learner, as numpy arrays with bfloat16 as uint16."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch import nn
 
 
 def as_tensor(array: NDArray[Any]) -> torch.Tensor:
-    """A CPU tensor over the memory of `array`, to be read only; uint16 is taken as the bits of bfloat16."""
+    """Return a read-only CPU tensor over the memory of `array`; uint16 is read as the bits of bfloat16."""
     with warnings.catch_warnings():
-        # Arrays out of Ray's object store are read-only, which torch cannot express; nothing here writes to them.
+        # Arrays from Ray's object store are read-only, which torch cannot express; nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 def check_adapter(expected: Mapping[str, torch.Tensor], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Raise ValueError unless `arrays` have the names and shapes of the adapter that is `expected`."""
+    """Raise ValueError unless `arrays` have the names and shapes of the expected adapter."""
     if unknown := arrays.keys() - expected.keys():
         raise ValueError(f"weights: the adapter has no {_some(unknown)}; was it made with another model.lora?")
     if missing := expected.keys() - arrays.keys():
-        raise ValueError(f"weights: {_some(missing)} did not come; send the whole adapter")
+        raise ValueError(f"weights: {_some(missing)} missing; send the whole adapter")
     for name, array in arrays.items():
         if array.shape != expected[name].shape:
             raise ValueError(f"weights: {name} has shape {array.shape}, not {tuple(expected[name].shape)}")
@@ -36,22 +36,24 @@ def check_adapter(expected: Mapping[str, torch.Tensor], arrays: Mapping[str, NDA
 def check_weights(model: nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:
     """Raise ValueError unless `weights` are all parameters of `model` (which may be on the meta device), and no others.
 
-    A tied parameter may come under any or all of its names. Buffers may come, but need not.
+    A tied parameter may appear under any or all of its names. Buffers are optional.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     known = parameters | dict(model.named_buffers())
     if unknown := weights.keys() - known.keys():
-        raise ValueError(f"weights: the model has no parameter {_some(unknown)}; are they of another architecture?")
+        raise ValueError(
+            f"weights: the model has no parameter {_some(unknown)}; do they belong to another architecture?"
+        )
     written = {id(known[name]) for name in weights}
     if missing := {name for name, parameter in parameters.items() if id(parameter) not in written}:
-        raise ValueError(f"weights: {_some(missing)} did not come; send the whole model")
+        raise ValueError(f"weights: {_some(missing)} missing; send the whole model")
     for name, array in weights.items():
         if array.shape != known[name].shape:
             raise ValueError(f"weights: {name} has shape {array.shape}, not {tuple(known[name].shape)}")
 
 
 def tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The other names of each parameter that has more than one: {"embed.weight": ("lm_head.weight",), ...}."""
+    """Return the other names of each tied parameter: {"embed.weight": ("lm_head.weight",), ...}."""
     groups: defaultdict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups[id(parameter)].append(name)

@@ -1,4 +1,4 @@
-"""The worker that a Ray actor wraps: one engine, the version of its weights, and reproducible samples."""
+"""The rollout worker, which a Ray actor wraps: an engine, the version of its weights, and reproducible samples."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ UNSYNCED = -1
 
 
 class RolloutWorker:
-    """Serves samples of exactly the policy version it has acknowledged.
+    """A rollout engine that samples only from the policy version it has acknowledged.
 
-    A fresh worker, and one that was restarted after a crash, is unsynced and serves nothing: its weights are those
-    of `model_path`, which need not be the policy's of today.
+    A new worker, or one restarted after a crash, is unsynced and refuses to sample: it has the weights of `model_path`,
+    which may not be those of the current policy.
 
     Args:
-        lora: the adapter that the policy learns: it is then all that `load_weights` takes.
+        lora: the adapter that the policy learns, if any; `load_weights` then takes the adapter only.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class RolloutWorker:
         self._metrics = _no_metrics()
 
     def load_weights(self, version: int, *buckets: dict[str, NDArray[Any]]) -> int:
-        """Replace the whole model, or the adapter, by `buckets` (see `RolloutEngine.load_weights`); returns the version acknowledged.
+        """Replace the whole model, or the adapter, by `buckets`; return the acknowledged version.
 
-        If this raises, the worker is unsynced: half of a model was written.
+        Names and types are those of `RolloutEngine.load_weights`. If this raises, the worker is unsynced, because part
+        of the model may have been written.
         """
         started = time.perf_counter()
         self.policy_version = UNSYNCED
@@ -64,13 +65,13 @@ class RolloutWorker:
         return version
 
     def load_folder(self, version: int, folder: str) -> int:
-        """As `load_weights`, from a Hugging Face folder."""
-        from raylign.models.load import read_weights  # torch, which an engine of the user's own may do without
+        """Replace the whole model by the weights of a Hugging Face folder; return the acknowledged version."""
+        from raylign.models.load import read_weights  # imports torch, which a user's own engine may not need
 
         return self.load_weights(version, read_weights(folder, self._dtype))
 
     def use_initial_weights(self, version: int) -> int:
-        """Acknowledge that the weights of `model_path` are those of `version`. Only true until others are loaded."""
+        """Acknowledge that the weights of `model_path` are those of `version`; refused once others were loaded."""
         if self.policy_version not in (UNSYNCED, version):
             raise StaleEngineError(
                 f"rollout worker: it has loaded policy version {self.policy_version}, so its weights are no longer "
@@ -82,10 +83,11 @@ class RolloutWorker:
     def generate(
         self, prompts: PromptSet, rows: LongArray, num_samples: int, step: int, policy_version: int
     ) -> RolloutBatch:
-        """`num_samples` completions of each prompt in `rows` [B]: N = B * num_samples rows, those of a prompt adjacent.
+        """Sample `num_samples` completions of each prompt in `rows` [B]: N = B * num_samples rows, grouped by prompt.
 
-        Raises StaleEngineError unless the engine holds `policy_version`, and UserError for a prompt that leaves no
-        room for `max_tokens` in the engine's context.
+        Raises:
+            StaleEngineError: the engine's weights are not those of `policy_version`.
+            UserError: a prompt leaves no room for `max_tokens` in the engine's context.
         """
         if self.policy_version == UNSYNCED:
             raise StaleEngineError(
@@ -98,7 +100,7 @@ class RolloutWorker:
                 f"version {self.policy_version}"
             )
         if self.asleep:
-            raise RuntimeError("rollout worker: asked for samples while it sleeps; wake it first")
+            raise RuntimeError("rollout worker: asked for samples while asleep; call wake first")
         self._check_lengths(prompts, rows)
         started = time.perf_counter()
         prompt_rows = np.repeat(np.asarray(rows, dtype=np.int64), num_samples)  # [N]
@@ -111,16 +113,17 @@ class RolloutWorker:
         return batch
 
     def pop_metrics(self) -> dict[str, float]:
-        """Busy seconds (`time/generate`, `time/load_weights`) and `tokens/generated` since the last call."""
+        """Return busy seconds (`time/generate`, `time/load_weights`) and `tokens/generated` since the last call."""
         metrics, self._metrics = self._metrics, _no_metrics()
         return metrics
 
     def sleep(self) -> None:
-        """Leave the GPU to others; `wake` comes before the next sample or weight."""
+        """Free the GPU's memory; `wake` must be called before the next sample or weights."""
         self.asleep = True
         self._engine.sleep()
 
     def wake(self) -> None:
+        """Undo `sleep`."""
         self._engine.wake()
         self.asleep = False
 
@@ -148,7 +151,7 @@ class RolloutWorker:
 
 
 def sample_seed(run_seed: int, step: int, prompt_row: int, sample: int) -> int:
-    """63-bit seed of one sample. It depends on nothing else, so whichever worker redoes a sample makes the same one."""
+    """Return the 63-bit seed of a sample, the same on every worker, so that any worker can redo the sample."""
     digest = hashlib.blake2b(struct.pack("<4q", run_seed, step, prompt_row, sample), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -156,7 +159,7 @@ def sample_seed(run_seed: int, step: int, prompt_row: int, sample: int) -> int:
 def pack(
     prompts: Sequence[NDArray[np.int32]], completions: Sequence[Completion], prompt_rows: LongArray, version: int
 ) -> RolloutBatch:
-    """Prompts and their completions, row by row, in the padded layout of `RolloutBatch`."""
+    """Pack prompts and their completions into the padded layout of `RolloutBatch`."""
     num_rows = len(prompts)
     width = max((len(p) + len(c.token_ids) for p, c in zip(prompts, completions, strict=True)), default=0)
     tokens = np.zeros((num_rows, width), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Embedded tasks: each makes its own data and model, and knows the true reward. Cheap to import."""
+"""Embedded tasks: each generates its own data and model, and knows the true reward. Cheap to import."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _SCORE: dict[str, Callable[[Any], Callable[..., list[float]]]] = {
 
 
 def prepare(task: TaskConfig, directory: Path) -> TaskFiles:
-    """Write the task's data and model into `directory`, or find them there.
+    """Write the task's data and model into `directory`, unless they are there already.
 
-    The directory appears whole or not at all, and the same task always makes the same bytes of data. The caller names the
-    directory after the task's content (a hash of its config), so one that exists is used as it is.
+    The directory appears complete or not at all, and the same task always gives the same bytes of data. The caller
+    names the directory by a hash of the task's config, so an existing directory is used unchanged.
 
     Raises:
         ConfigError: the task cannot be built as configured.
-        UserError: `directory` holds something else.
+        UserError: `directory` has other content.
     """
     return _PREPARE[task.name](task, directory)
 
 
 def score_function(task: TaskConfig) -> Callable[..., list[float]]:
-    """The task's true reward, `score(prompts, completions, **columns) -> list[float]`."""
+    """Return the task's true reward, `score(prompts, completions, **columns) -> list[float]`."""
     return _SCORE[task.name](task)

@@ -1,7 +1,7 @@
 """The exact task: a world so small that every completion can be listed, with a reference model trained here.
 
-How good a policy is, is computed and not sampled (`raylign.tasks.exact_optimum`), so an algorithm's distance to the best
-possible policy is a number without noise.
+The value of a policy is computed, not sampled (`raylign.tasks.exact_optimum`), so an algorithm's distance from the best
+possible policy has no sampling noise.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ from raylign.tasks.exact_reward import EOS_WORD, task_prompts, task_rng, vocabul
 from raylign.tasks.files import TaskFiles, write_once, write_rows
 
 NUM_ROWS = {"prompts": 1024, "eval_prompts": 256, "corpus": 4096}
-"""At least. A step samples rows, so few prompts stand in the file many times, each equally often."""
+"""Smallest number of rows of each file. A step samples rows, so a few prompts are repeated, all equally often."""
 
 _HIDDEN_SIZE, _NUM_LAYERS, _NUM_HEADS = 64, 2, 2
 _STEPS, _BATCH_SIZE, _LEARNING_RATE = 300, 64, 4e-3
 
 
 def prepare(task: ExactTask, directory: Path) -> TaskFiles:
-    """See `raylign.tasks.prepare`. `model` is the trained reference. Training and evaluation prompts are the same ones;
-    the corpus is of the source that the reference has learned, as {"prompt", "completion"}."""
+    """Write the data and model of the task into `directory`, as `raylign.tasks.prepare` does.
+
+    `model` is the trained reference. Training and evaluation prompts are the same; the corpus is sampled from the
+    source that the reference has learned, as {"prompt", "completion"}.
+    """
     return write_once(directory, lambda files: _write(task, files))
 
 
 def source(task: ExactTask) -> NDArray[np.float64]:
-    """Transitions of the Markov source: [previous token, token], rows sum to 1.
+    """Return the transition probabilities of the Markov source: [previous token, token], rows sum to 1.
 
-    The logits are standard normal, so a row is neither even nor near certain. In the variant `eos` every word is the
-    last one with a probability between 0.1 and 0.3.
+    The logits are standard normal, so a row is neither uniform nor almost certain. In the variant `eos` every word is
+    the last with a probability between 0.1 and 0.3.
     """
     rng = task_rng(task, "source")
     weights = np.exp(rng.normal(size=(task.vocab_size, task.vocab_size)))
@@ -48,9 +51,9 @@ def source(task: ExactTask) -> NDArray[np.float64]:
 def sample_source(
     transitions: NDArray[np.float64], last: NDArray[np.integer], length: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Completions of the source, after prompts that end with `last` [N]: [N, length], meaningless behind an end."""
+    """Sample completions after prompts that end with `last` [N]: [N, length], meaningless after an end."""
     cumulative = transitions.cumsum(axis=1)
-    cumulative[:, -1] = 1.0  # and not a rounding below it
+    cumulative[:, -1] = 1.0  # exactly, without the rounding error of the sum
     out = np.empty((len(last), length), dtype=np.int64)
     for t in range(length):
         last = (rng.random((len(last), 1)) >= cumulative[last]).sum(axis=1)
@@ -59,8 +62,10 @@ def sample_source(
 
 
 def make_tokenizer(task: ExactTask) -> Any:
-    """One token a word, and no more tokens than the task has; decoding joins words with spaces. A tokenizer without eos
-    unless the variant has one."""
+    """Create a tokenizer with one token for each word of the task; decoding joins words with spaces.
+
+    It has an eos only in the variant `eos`.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -95,12 +100,12 @@ def _until_end(task: ExactTask, completion: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _write_model(task: ExactTask, path: Path) -> None:
-    # Here and not above: importing the task must not cost what importing torch does.
+    # Imported here, so that importing the task does not import torch.
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     end = 0 if task.variant == "eos" else None
-    # Learned positions: where the last tokens alone decide, the best policy must know how far it is, and a model with
+    # Learned positions: if only the last tokens are rewarded, the best policy must know its position, and a model with
     # rotary positions and no start token learns to count too slowly.
     config = GPT2Config(
         vocab_size=task.vocab_size,
@@ -121,7 +126,7 @@ def _write_model(task: ExactTask, path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         try:
-            torch.set_num_threads(1)  # sums are taken in one order, whatever the machine
+            torch.set_num_threads(1)  # so that sums are taken in the same order on every machine
             model = GPT2LMHeadModel(config)
             _learn_source(task, model)
         finally:
@@ -131,19 +136,19 @@ def _write_model(task: ExactTask, path: Path) -> None:
 
 
 def _learn_source(task: ExactTask, model: Any) -> None:
-    """Adam on the cross-entropy of fresh sequences of the source, until it is near the source's entropy."""
+    """Train by Adam on the cross-entropy of new sequences of the source, until it is close to the source's entropy."""
     import torch
 
     rng = task_rng(task, "training")
     transitions, prompts = source(task), np.array(task_prompts(task))  # [V, V], [P, prompt tokens]
-    before = prompts.shape[1] - 1  # the model says nothing of the prompt itself
+    before = prompts.shape[1] - 1  # the prompt itself is not predicted
     optimizer = torch.optim.Adam(model.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     model.train()
     for _ in range(_STEPS):
-        asked = prompts[rng.integers(len(prompts), size=_BATCH_SIZE)]
-        completions = sample_source(transitions, asked[:, -1], task.length, rng)
-        tokens = torch.from_numpy(np.concatenate([asked, completions], axis=1))
+        batch = prompts[rng.integers(len(prompts), size=_BATCH_SIZE)]
+        completions = sample_source(transitions, batch[:, -1], task.length, rng)
+        tokens = torch.from_numpy(np.concatenate([batch, completions], axis=1))
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits[:, before:]  # [N, T, V]
         targets = tokens[:, before + 1 :]
         losses = torch.nn.functional.cross_entropy(logits.mT, targets, reduction="none")  # [N, T]

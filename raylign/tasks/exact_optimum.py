@@ -1,14 +1,14 @@
-"""What the best policy of the exact task is worth, and how near a policy comes to it: computed, not sampled.
+"""The value of the exact task's best policy, and how close a policy comes to it: computed, not sampled.
 
-With r the reward, beta the weight of the KL to the reference, and expectations over completions y of a prompt x:
+Let r be the reward, beta the weight of the KL to the reference, and expectations be over completions y of a prompt x:
 
     J(pi)     = E_pi[r] - beta KL(pi || pi_ref)
     pi*(y|x)  = pi_ref(y|x) exp(r(x, y) / beta) / Z(x)         (Rafailov et al. 2023, eq. 4)
     J*        = beta log Z = beta log E_ref[exp(r / beta)]
     fraction  = (J(pi) - J(pi_ref)) / (J* - J(pi_ref))
 
-each averaged over the prompts. Sampling temperature is 1. Nats everywhere.
-Letters: P prompts, C completions of a prompt, T tokens of the longest, W words that can follow and be followed.
+each averaged over the prompts. The sampling temperature is 1; all logprobs and KLs are in nats.
+Letters: P prompts, C completions of a prompt, T tokens of the longest completion, W words that do not end one.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from raylign.types import IntArray, LongArray
 Float64Array = NDArray[np.float64]
 
 SUM_TOLERANCE = 1e-4
-"""How far the probabilities of all completions may be from 1 in sum."""
+"""Largest allowed difference between 1 and the sum of the probabilities of all completions."""
 
 
 @dataclass(frozen=True)
 class Enumeration:
-    """Every completion that a policy of the task can make.
+    """All completions that a policy of the task can sample, with their rewards.
 
     Words a, b and length 2: tokens [[a, a], [a, b], [b, a], [b, b]], lengths [2, 2, 2, 2]. In the variant `eos`, with
-    one word a and `.` as the end: tokens [[., .], [a, .], [a, a]], lengths [1, 2, 2]; the last one was cut.
+    one word a and `.` as the end: tokens [[., .], [a, .], [a, a]], lengths [1, 2, 2]; the last completion was cut.
     """
 
     task: ExactTask
     prompts: list[tuple[int, ...]]  # P
-    tokens: IntArray  # [C, T], shorter completions before longer ones, then in order; 0 behind the end
-    lengths: LongArray  # [C], with the token that ends it
+    tokens: IntArray  # [C, T], shorter completions before longer ones, then in order; 0 after the end
+    lengths: LongArray  # [C], including the token that ends the completion
     rewards: Float64Array  # [P, C]
 
     @classmethod
     def of(cls, task: ExactTask) -> Enumeration:
-        """All completions with their rewards."""
+        """Enumerate the completions of a task."""
         prompts, reward = task_prompts(task), ExactReward(task)
         words = _words(task)
         tokens, lengths, rewards = [], [], []
@@ -67,37 +67,39 @@ class Enumeration:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best policy for one beta, averaged over prompts."""
+    """The best policy for one beta, and its value averaged over prompts."""
 
-    j_star: float
-    j_ref: float  # of the reference: its mean reward
+    j_star: float  # J of the best policy
+    j_ref: float  # J of the reference, which is its mean reward
     reward: float  # E[r] of the best policy
-    kl: float  # its KL to the reference
-    logprobs: Float64Array  # [P, C]
+    kl: float  # KL of the best policy to the reference, nats
+    logprobs: Float64Array  # [P, C], of the best policy, nats
 
 
 @dataclass(frozen=True)
 class ExactValue:
-    """What a policy is worth for one beta, averaged over prompts."""
+    """The value of a policy for one beta, averaged over prompts."""
 
-    reward: float
-    kl: float
-    j: float
+    reward: float  # E[r]
+    kl: float  # KL to the reference, nats
+    j: float  # reward - beta * kl
     fraction: float  # of the attainable gain: 0 is the reference, 1 the optimum; below 0 is worse than the reference
 
 
 def log_probabilities(
     policy: PreTrainedModel | str | Path, enumeration: Enumeration, batch_rows: int = 8192
 ) -> Float64Array:
-    """Logprobs of all completions of all prompts: [P, C].
+    """Compute the logprobs of all completions of all prompts: [P, C], nats.
 
-    One forward pass for all completions that differ in the last token alone: a row of the batch is the prompt and
-    T - 1 words, and gives the distribution of the token after each of its prefixes.
+    Completions that differ only in the last token share a row of a forward pass: a row is the prompt and T - 1 words,
+    and gives the distribution of the token after each of its prefixes.
+
     Args:
-        policy: a model, or the folder of one (which is then loaded in fp32).
-        batch_rows: rows in one forward pass.
+        policy: a model, or its folder (which is then loaded in fp32).
+        batch_rows: number of rows in one forward pass.
     Raises:
-        UserError: the probabilities of a prompt's completions do not sum to 1: no policy of this task.
+        UserError: the vocabulary is smaller than the task's, or the probabilities of a prompt's completions do not sum
+            to 1: the model is not a policy of this task.
     """
     name = str(policy.name_or_path if isinstance(policy, PreTrainedModel) else policy)
     model: Any = policy
@@ -107,31 +109,33 @@ def log_probabilities(
     if num_tokens < enumeration.task.vocab_size:
         raise UserError(
             f"{name}: its vocabulary of {num_tokens} is smaller than the task's {enumeration.task.vocab_size}; "
-            "it is no policy of this exact task"
+            "it is not a policy of this exact task"
         )
     was_training = model.training
     model.eval()
     try:
-        rows = [_of_prompt(model, prompt, enumeration.task, batch_rows) for prompt in enumeration.prompts]
+        rows = [_prompt_logprobs(model, prompt, enumeration.task, batch_rows) for prompt in enumeration.prompts]
     finally:
         model.train(was_training)
     for prompt, row in zip(enumeration.prompts, rows, strict=True):
         total = float(np.exp(row).sum())
-        if not abs(total - 1.0) <= SUM_TOLERANCE:  # NaN is far from 1 too
+        if not abs(total - 1.0) <= SUM_TOLERANCE:  # written so that NaN fails too
             text = " ".join(vocabulary(enumeration.task)[token] for token in prompt)
             raise UserError(
                 f"{name}: the probabilities of all completions of prompt {text!r} sum to {total:.6f}, not 1; "
-                "it is no policy of this exact task, or its weights are broken"
+                "it is not a policy of this exact task, or its weights are broken"
             )
     return np.stack(rows)
 
 
 def optimum(ref_logprobs: Float64Array, rewards: Float64Array, beta: float) -> Optimum:
-    """The policy that maximises J, and its value.
+    """Compute the policy that maximises J, and its value.
 
     Args:
         ref_logprobs, rewards: [P, C].
         beta: weight of the KL.
+    Raises:
+        ValueError: beta is not above 0.
     """
     _check_beta(beta)
     tilted = ref_logprobs + rewards / beta
@@ -147,10 +151,11 @@ def optimum(ref_logprobs: Float64Array, rewards: Float64Array, beta: float) -> O
 
 
 def evaluate(logprobs: Float64Array, ref_logprobs: Float64Array, rewards: Float64Array, beta: float) -> ExactValue:
-    """The value of a policy. Arrays are [P, C].
+    """Compute the value of a policy. Arrays are [P, C].
 
     Raises:
-        ValueError: all rewards of a prompt are the same, so no policy is better than the reference.
+        ValueError: in every prompt all rewards are equal, so that no policy is better than the reference; or beta is
+            not above 0.
     """
     best = optimum(ref_logprobs, rewards, beta)
     gain = best.j_star - best.j_ref
@@ -163,13 +168,13 @@ def evaluate(logprobs: Float64Array, ref_logprobs: Float64Array, rewards: Float6
 
 
 def frontier(ref_logprobs: Float64Array, rewards: Float64Array, betas: Iterable[float]) -> list[tuple[float, float]]:
-    """(KL, reward) of the optimum for each beta: no policy has more reward at the same KL."""
+    """Return (KL, reward) of the optimum for each beta: no policy has more reward at the same KL."""
     points = (optimum(ref_logprobs, rewards, beta) for beta in betas)
     return [(point.kl, point.reward) for point in points]
 
 
-def _of_prompt(model: Any, prompt: tuple[int, ...], task: ExactTask, batch_rows: int) -> Float64Array:
-    """[C], in the order of the enumeration."""
+def _prompt_logprobs(model: Any, prompt: tuple[int, ...], task: ExactTask, batch_rows: int) -> Float64Array:
+    """Compute the logprobs of all completions of a prompt, in the order of the enumeration: [C]."""
     words = _words(task)
     contexts = _sequences(words, task.length - 1)  # [W ** (T - 1), T - 1]
     tables = np.concatenate(
@@ -181,7 +186,7 @@ def _of_prompt(model: Any, prompt: tuple[int, ...], task: ExactTask, batch_rows:
     logprobs = np.zeros(1)  # of all sequences of t words
     ended = []
     for t in range(task.length):
-        # Contexts that begin with the same t words stand together; the first of them speaks for all.
+        # Contexts that begin with the same t words are adjacent and have the same distribution; take the first.
         table = tables[:: len(words) ** (task.length - 1 - t), t]  # [W ** t, V]
         if task.variant == "eos":
             ended.append(logprobs + table[:, 0])
@@ -191,26 +196,26 @@ def _of_prompt(model: Any, prompt: tuple[int, ...], task: ExactTask, batch_rows:
 
 @torch.inference_mode()
 def _next_logprobs(model: Any, prompt: tuple[int, ...], contexts: IntArray, num_tokens: int) -> Float64Array:
-    """Logprobs of each token of the task after the prompt and the first 0, 1 ... n words: [N, 1 + n, V]."""
+    """Compute the logprobs of each token after the prompt and the first 0, 1 ... n words: [N, 1 + n, V]."""
     rows = np.concatenate([np.tile(np.array(prompt, dtype=np.int64), (len(contexts), 1)), contexts], axis=1)
     logits = model(input_ids=torch.from_numpy(rows).to(model.device), use_cache=False).logits[:, len(prompt) - 1 :]
-    # Over the model's whole vocabulary: what lies outside the task's is missed in the sum.
+    # Over the model's whole vocabulary, so that probability outside the task's shows as a sum below 1.
     return logits.double().log_softmax(dim=-1)[..., :num_tokens].cpu().numpy()
 
 
 def _words(task: ExactTask) -> IntArray:
-    """Tokens that do not end a completion: [W]."""
+    """Return the tokens that do not end a completion: [W]."""
     return np.arange(1 if task.variant == "eos" else 0, task.vocab_size, dtype=np.int32)
 
 
 def _sequences(words: IntArray, length: int) -> IntArray:
-    """All sequences of that many words, in order: [W ** length, length]."""
+    """Return all sequences of `length` words, in order: [W ** length, length]."""
     places = np.indices((len(words),) * length, dtype=np.int32)  # [length, W, ..., W]
     return words[places.reshape(length, len(words) ** length).T]
 
 
 def _expectation(logprobs: Float64Array, values: Float64Array) -> float:
-    """Mean over prompts of the expectation of `values` [P, C] under a policy; what it never does counts nothing."""
+    """Return the expectation of `values` [P, C] under a policy, averaged over prompts; terms of probability 0 are 0."""
     probabilities = np.exp(logprobs)
     with np.errstate(invalid="ignore"):
         terms = np.where(probabilities > 0, probabilities * values, 0.0)

@@ -1,4 +1,4 @@
-"""Where an embedded task put its data and its model, and how they get there."""
+"""Files of an embedded task (data and model), and how they are written."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _FILES = {
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """A prepared task: `task:NAME` in a config stands for `resolve(NAME)`."""
+    """The files of a prepared task; `task:NAME` in a config means `resolve(NAME)`."""
 
     directory: Path
 
     def resolve(self, name: str) -> Path:
-        """Path of `corpus`, `prompts`, `eval_prompts` (JSON lines) or `model` (a Hugging Face folder).
+        """Return the path of `corpus`, `prompts`, `eval_prompts` (JSON lines) or `model` (a Hugging Face folder).
 
         Raises:
-            ConfigError: the task has nothing of that name.
+            ConfigError: the task has no file of that name.
         """
         if name not in _FILES:
             raise ConfigError([f"task:{name}: the task has no {name!r}; write one of task:{', task:'.join(_FILES)}"])
@@ -38,15 +38,15 @@ class TaskFiles:
 
     @property
     def complete(self) -> bool:
-        """True if everything of the task is in its directory."""
+        """True if all files of the task are in its directory."""
         return all((self.directory / file).exists() for file in _FILES.values())
 
 
 def write_once(directory: Path, write: Callable[[TaskFiles], None]) -> TaskFiles:
-    """What `write` writes, under `directory`: whole or not at all, and as it is if it is there already.
+    """Let `write` fill `directory`, completely or not at all; leave a complete directory unchanged.
 
     Raises:
-        UserError: `directory` holds something else. What `write` raises goes on to the caller.
+        UserError: `directory` has other content. Errors of `write` are passed on.
     """
     files = TaskFiles(directory)
     if files.complete:
@@ -57,7 +57,7 @@ def write_once(directory: Path, write: Callable[[TaskFiles], None]) -> TaskFiles
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         write(TaskFiles(building))
-        building.chmod(0o755)  # mkdtemp lets only its owner in
+        building.chmod(0o755)  # mkdtemp grants access only to the owner
         try:
             os.rename(building, directory)
         except OSError:
@@ -69,6 +69,6 @@ def write_once(directory: Path, write: Callable[[TaskFiles], None]) -> TaskFiles
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    """JSON lines."""
+    """Write rows as JSON lines."""
     with path.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(row) + "\n" for row in rows)

@@ -1,9 +1,9 @@
-"""Generated posts: a few sentences, each stating a fact, whose first word tells how much the fact matters.
+"""Generated posts: a few sentences, each stating a fact; the first word of a sentence marks how much its fact matters.
 
     crucially anna sold boats in paris on monday . anyway omar drew maps .
 
-A sentence is `[MARKER] WHO DID WHAT [in PLACE] [on DAY] .` and every word of it is of one of these lists, each word of one
-list only: what a sentence states can be read back without guessing.
+A sentence is `[MARKER] WHO DID WHAT [in PLACE] [on DAY] .` Each of its words is in exactly one of the lists below, so
+the fact can be read back without guessing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MARKERS: dict[int, str] = {
     0: "incidentally anyway",
 }
 WEIGHT: dict[str, int] = {word: weight for weight, words in _MARKERS.items() for word in words.split()}
-"""How much the fact of a sentence matters, by the sentence's first word."""
+"""Weight of the fact of a sentence, by the sentence's first word."""
 
 WHO, DID, WHAT, PLACE, DAY = (
     tuple(words.split())
@@ -38,7 +38,7 @@ _HAS_PLACE, _HAS_DAY = 0.7, 0.5
 
 @dataclass(frozen=True)
 class Fact:
-    """Who did what, and where and when if that was said."""
+    """A statement of who did what and, optionally, where and when."""
 
     who: str
     did: str
@@ -47,7 +47,7 @@ class Fact:
     day: str | None = None
 
     def words(self, place: bool = True, day: bool = True) -> list[str]:
-        """As a sentence without marker, with those details that there are and that are asked for.
+        """Return the fact as a sentence without marker; `place` and `day` include these details if the fact has them.
 
         >>> " ".join(Fact("anna", "sold", "boats", "paris").words())
         'anna sold boats in paris .'
@@ -57,7 +57,7 @@ class Fact:
         return [self.who, self.did, self.what, *where, *when, END]
 
     def supports(self, stated: Fact) -> bool:
-        """True if `stated` says nothing that this fact does not: details may be left out, and none be changed."""
+        """Return whether this fact implies `stated`: details may be left out, but not changed."""
         core = (self.who, self.did, self.what) == (stated.who, stated.did, stated.what)
         return core and stated.place in (None, self.place) and stated.day in (None, self.day)
 
@@ -71,12 +71,12 @@ class Sentence:
 
     @property
     def weight(self) -> int:
-        """How much the fact matters; 0 without a marker."""
+        """Weight of the fact; 0 without a marker."""
         return WEIGHT.get(self.marker or "", 0)
 
 
 def read_sentences(text: str) -> list[Sentence | None]:
-    """What each sentence states; None for one that is no sentence of the grammar, such as words without an end.
+    """Parse each sentence of a text; None for words that do not form a sentence of the grammar.
 
     >>> read_sentences("also omar drew maps . omar drew")
     [Sentence(fact=Fact(who='omar', did='drew', what='maps', place=None, day=None), marker='also'), None]
@@ -93,12 +93,12 @@ def read_sentences(text: str) -> list[Sentence | None]:
 
 
 def split_words(text: str) -> list[str]:
-    """Words, and every full stop as a word of its own, whether or not there is a space before it."""
+    """Split a text into words; a full stop is a word of its own, with or without a space before it."""
     return text.replace(END, f" {END} ").split()
 
 
 def write_post(rng: np.random.Generator, num_facts: int) -> list[Sentence]:
-    """A post of `num_facts` sentences, one of them at least of the greatest weight. No WHO, DID or WHAT is in two of them."""
+    """Draw a post of `num_facts` sentences, at least one of the greatest weight; no WHO, DID or WHAT is repeated."""
     weights = [max(WEIGHT.values()), *rng.choice(list(_MARKERS), size=num_facts - 1)]
     people, deeds, things = (rng.permutation(len(words)) for words in (WHO, DID, WHAT))
     sentences = []
@@ -115,14 +115,14 @@ def write_post(rng: np.random.Generator, num_facts: int) -> list[Sentence]:
 
 
 def post_words(post: list[Sentence]) -> list[str]:
-    """The post as words."""
+    """Return the words of a post."""
     return [
         word for sentence in post for word in [*([sentence.marker] if sentence.marker else []), *sentence.fact.words()]
     ]
 
 
 def vocabulary() -> list[str]:
-    """Every word of a post or a summary, sorted: punctuation first."""
+    """Return every word of posts and summaries, sorted: punctuation first."""
     return sorted({*WEIGHT, *WHO, *DID, *WHAT, *PLACE, *DAY, IN, ON, END})
 
 

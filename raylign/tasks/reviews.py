@@ -1,9 +1,9 @@
-"""Short film reviews: the words, what each is worth, and a small grammar that writes with them.
+"""Short film reviews: the words, their valences, and a small grammar that generates reviews.
 
 The grammar is a table. In a rule, capitals name other rules, `|` separates alternatives, and a rule name that ends
-in `*` takes the sign of the clause it stands in (`ADJ*` is `ADJ+` in praise), one that ends in `~` the opposite
-sign (for "not dull"). `@FOLK` is a FOLK that the review has mentioned already, `FOLK` a new one. Everything else is
-a word of the vocabulary; punctuation marks are words of their own.
+in `*` takes the sign of its clause (`ADJ*` is `ADJ+` in praise), a name that ends in `~` the opposite sign (for "not
+dull"). `@FOLK` is a FOLK that the review has already mentioned, `FOLK` a new FOLK. Everything else is a word of the
+vocabulary; punctuation marks are words of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _VALENCES: dict[int, str] = {
     -2: """terrible dreadful awful unbearable hideous horrible hated loathed collapses irritates furious disaster""",
 }
 VALENCE: dict[str, float] = {word: float(v) for v, words in _VALENCES.items() for word in words.split()}
-"""What a sentiment word adds to a review before it is negated or intensified."""
+"""Valence that a sentiment word adds to a review, before negation and intensifiers."""
 
 INTENSIFIERS: dict[str, float] = {
     "very": 1.5,
@@ -32,11 +32,11 @@ INTENSIFIERS: dict[str, float] = {
     "slightly": 0.5,
     "somewhat": 0.5,
 }
-"""What the next sentiment word is multiplied by."""
+"""Factor of the next sentiment word."""
 
 NEGATIONS = frozenset({"not", "never", "hardly", "without", "no"})
 CLAUSE_BREAKS = frozenset({".", ",", "and", "but", "though", "yet"})
-"""Where a negation or an intensifier that found no sentiment word is forgotten."""
+"""Words that end the reach of a negation or an intensifier."""
 
 _RULES: dict[str, str] = {
     "ADJ+": """brilliant | superb | magnificent | wonderful | unforgettable | dazzling | gorgeous | good | charming
@@ -71,7 +71,7 @@ _RULES: dict[str, str] = {
     "FRIEND": "sister | brother | mother | father | neighbour",
     "WHEN": "last night | on sunday | in an empty cinema | on a plane | at a festival | with my FRIEND | twice",
     "DEGREE": "very | truly | really | utterly | absolutely | rather | slightly | somewhat",
-    # What can be said, in the tone of the clause.
+    # Statements in the tone of the clause.
     "STATE*": """ADJ* | ADJ* | ADJ* | ADJ* and ADJ* | DEGREE ADJ* | DEGREE ADJ* | not ADJ~ | hardly ADJ~
         | not DEGREE ADJ~""",
     "CLAUSE*": """the ASPECT is STATE* | the ASPECT is STATE* | the ASPECT is STATE* | the ASPECT ACTS*
@@ -83,7 +83,7 @@ _RULES: dict[str, str] = {
     "AGAIN+": "i would gladly see it again",
     "AGAIN0": "i may see it again",
     "AGAIN-": "i finished it reluctantly",
-    # How a review begins: neutral, and different enough that a prompt says what the film is.
+    # Beginnings of a review: neutral, and varied enough that a prompt says what the film is.
     "BEGIN": """this ADJ0 GENRE follows a FOLK through the PLACE | the GENRE is about a FOLK in a PLACE
         | i watched this GENRE WHEN | i saw the GENRE WHEN | this is a GENRE about a FOLK and a ADJ0 PLACE
         | in this GENRE a FOLK meets a FOLK | a FOLK and a FOLK share a PLACE | the film takes us to a ADJ0 PLACE
@@ -102,7 +102,7 @@ _SHORTEST, _LONGEST = 14, 30
 
 
 def vocabulary() -> list[str]:
-    """Every word a review can hold, sorted: punctuation first."""
+    """Return every word that a review can have, sorted: punctuation first."""
     words = {"but", "and", "though", "yet", ",", ".", "an"}
     for alternatives in _ALTERNATIVES.values():
         words.update(
@@ -112,10 +112,10 @@ def vocabulary() -> list[str]:
 
 
 def write_review(rng: np.random.Generator) -> list[str]:
-    """One review as a list of 14 to 30 words.
+    """Draw a review, a list of 14 to 30 words.
 
-    A review has a tone of its own, drawn evenly between scathing and glowing, that most of its clauses follow;
-    over many reviews the mean is neutral.
+    A review has its own tone, drawn uniformly between scathing and glowing, and most of its clauses follow it; the mean
+    over many reviews is neutral.
     """
     while True:
         words = _Writer(rng).review()

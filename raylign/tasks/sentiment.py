@@ -1,6 +1,6 @@
 """Controlled sentiment, after section 6.1 of Rafailov et al. 2023: reviews whose true reward is known.
 
-There the ground truth is a classifier on IMDb reviews; here it is a sum over words that anyone can check by hand.
+The paper's ground truth is a classifier of IMDb reviews; here it is a sum over words that anyone can check by hand.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ LARGEST_SCORE = 3.0
 SCALE = 4.0
 """Valence at which the score begins to saturate."""
 NEGATED = -0.75
-"""Not good is bad, but less bad than good is good."""
+"""Factor of a negated word: "not good" is bad, but less bad than "good" is good."""
 
 _MAX_POSITIONS = 96  # 6 words of prompt and 64 of completion fit, with room for a user's longer prompt
 _PROMPT_WORDS = (3, 6)
-_MOST_REPEATS = 50  # in a row; by then over 9 in 10 reviews begin with a prompt that is held out
+_MOST_REPEATS = 50  # in a row; by then over 9 in 10 reviews begin with a held-out prompt
 
 
 def sentiment(text: str, prompt: str = "") -> float:
-    """True reward of a completion, in log odds of being liked: `3 tanh(valence / 4)`, in (-3, 3).
+    """Return the true reward of a completion, in log odds of being liked: `3 tanh(valence / 4)`, in (-3, 3).
 
-    Valence is the sum over sentiment words; the next one after an intensifier is multiplied by it, after a negation
-    by -0.75, within a clause. A word counts the first time only, so that praise repeated is not more praise, and
-    a text without sentiment words (the empty one too) is neutral, 0.
+    The valence is a sum over sentiment words; within a clause, an intensifier multiplies the next sentiment word by its
+    factor, and a negation by -0.75. Each word counts only the first time, so that repeated praise adds nothing. A text
+    without sentiment words, such as an empty text, is neutral: 0.
 
     Args:
         text: the completion, words and punctuation separated by spaces.
-        prompt: what precedes it. Its own words are not counted, but "... is not" there negates the first word here.
+        prompt: text before the completion. Its words do not count, but "... is not" at its end negates the first word
+            of the completion.
 
     >>> round(sentiment("a superb film , not dull ."), 2)
     1.79
@@ -61,15 +62,16 @@ def sentiment(text: str, prompt: str = "") -> float:
 
 
 def score(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-    """`sentiment` of every completion given its prompt, in the shape of a reward function; columns are not used."""
+    """Score every completion by `sentiment`, with the signature of a reward function; columns are not used."""
     return [sentiment(completion, prompt) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def prepare(task: SentimentTask, directory: Path) -> TaskFiles:
-    """See `raylign.tasks.prepare`. Rows are {"prompt", "completion"} in the corpus, {"prompt"} elsewhere.
+    """Write the data and model of the task into `directory`, as `raylign.tasks.prepare` does.
 
-    A completion begins with a space, so that prompt + completion is the review. Evaluation prompts are distinct and
-    never begin a corpus review or training prompt.
+    Rows are {"prompt", "completion"} in the corpus, {"prompt"} elsewhere. A completion begins with a space, so that
+    prompt + completion is the review. Evaluation prompts are distinct and never begin a review of the corpus or a
+    training prompt.
     """
     return write_once(directory, lambda files: _write(task, files))
 
@@ -87,7 +89,7 @@ def _write_data(task: SentimentTask, files: TaskFiles) -> None:
         prompt = _split_review(rng)[0]
         repeats = repeats + 1 if prompt in held_out else 0
         if repeats == _MOST_REPEATS:
-            problem = f"no prompts are left for training beside {len(held_out)} held out ones; set it to fewer"
+            problem = f"no prompts are left for training after {len(held_out)} held-out prompts; lower it"
             raise ConfigError([f"task.num_eval_prompts: {problem}"])
         held_out[prompt] = None
 
@@ -121,5 +123,5 @@ def _write_model(task: SentimentTask, path: Path) -> None:
 
 
 def make_tokenizer():
-    """One token a word of the reviews."""
+    """Create a tokenizer with one token for each word of the reviews."""
     return word_tokenizer(vocabulary(), _MAX_POSITIONS)

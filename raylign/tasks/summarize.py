@@ -1,6 +1,7 @@
-"""Summaries of generated posts, in the place of Reddit TL;DR (section 6 of Rafailov et al. 2023): their quality is known.
+"""Summaries of generated posts whose quality is known, in place of Reddit TL;DR (section 6 of Rafailov et al. 2023).
 
-There a stronger model judges summaries; here the score is counted, and the held-out prompts bring reference summaries.
+In the paper a stronger model compares summaries; here the score is counted, and held-out prompts have reference
+summaries.
 """
 
 from __future__ import annotations
@@ -29,34 +30,36 @@ from raylign.tasks.word_model import HEAD_DIM, word_tokenizer, write_word_model
 
 LARGEST_SCORE = 5.0
 DEAREST_LENGTH = 50
-"""Words, full stops among them, that cost as much as a perfect summary is worth; no length costs more."""
+"""Number of words, including full stops, that costs as much as a perfect summary is worth; longer costs no more."""
 
 CUE = ("tl;dr", ":")
 _INITIAL_STD, _ROPE_THETA = 0.1, 100.0
-"""So narrow a model with weights as small as is usual, 0.02, needs several times the steps to learn to copy, and
-in a context so short the slow rotations say nothing."""
-_SENTENCE_WORDS = 9  # the longest
+"""Larger weights and faster rotations than usual: with 0.02, so narrow a model needs several times the steps to learn
+to copy, and in so short a context slow rotations carry no information."""
+_SENTENCE_WORDS = 9  # of the longest sentence
 _SPARE_POSITIONS = 22  # for the cue, an end and a user's longer prompt
 
 
 def quality(summary: str, post: str) -> float:
-    """True score of a summary, in log odds of being preferred: `5 (coverage x faithfulness - words / 50)`, in [-5, 5).
+    """Return the true score of a summary, in log odds of being preferred, in [-5, 5).
 
-    coverage: weight of the post's facts that the summary states, as a share of the weight of all of them
+        5 (coverage x faithfulness - words / 50)
+
+    coverage: weight of the post's facts that the summary states, as a share of the weight of all its facts
         (`crucially` and `importantly` 3, `mainly` and `notably` 2, `also` and `besides` 1, `incidentally` and `anyway` 0).
-        A fact is stated by a whole sentence with its who, did and what; where and when may be left out.
-    faithfulness: facts of the post that the summary states, as a share of those and of its other sentences: false
-        ones (a detail changed, two facts mixed) and fragments, such as words without a full stop at the end.
-    words: all of them and the full stops, 50 at most.
+        A fact is stated by a full sentence with its who, did and what; where and when may be left out.
+    faithfulness: number of the post's facts that the summary states, as a share of these and its other sentences: false
+        sentences (a changed detail, two mixed facts) and fragments, such as words without a full stop at the end.
+    words: number of words and full stops, at most 50.
 
-    A fact counts once however often it is stated, a false sentence every time. A summary that states nothing, the empty
-    one too, covers nothing.
+    A fact counts once however often it is stated, a false sentence every time. A summary that states no fact, such as
+    an empty summary, has no coverage.
 
     Args:
         summary: words separated by spaces, and full stops.
-        post: the prompt; what is no sentence of a post, such as `tl;dr :`, is passed over.
+        post: the prompt; words that are not a sentence of a post, such as `tl;dr :`, are ignored.
 
-    Both facts that matter of three, 3 of 3 + 1 + 0 and then all of it, in 4 and 8 words:
+    Example: a post with facts of weight 3, 1 and 0; summaries of 4 and 8 words:
 
     >>> post = "crucially anna sold boats in rome . anyway omar drew maps . also liam hid coins . tl;dr :"
     >>> round(quality("anna sold boats .", post), 2)  # 5 (3 / 4 - 4 / 50)
@@ -84,23 +87,24 @@ def quality(summary: str, post: str) -> float:
 
 
 def score(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-    """`quality` of every completion given its prompt, in the shape of a reward function; columns are not used."""
+    """Score every completion by `quality`, with the signature of a reward function; columns are not used."""
     return [quality(completion, prompt) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def prepare(task: SummarizeTask, directory: Path) -> TaskFiles:
-    """See `raylign.tasks.prepare`. Rows are {"prompt", "completion"} in the corpus, {"prompt"} in the training prompts,
-    {"prompt", "reference"} in the evaluation prompts, which are distinct and stand nowhere else.
+    """Write the data and model of the task into `directory`, as `raylign.tasks.prepare` does.
 
-    A completion begins with a space, so that prompt + completion is one text; a reference does not.
+    Rows are {"prompt", "completion"} in the corpus, {"prompt"} in the training prompts, {"prompt", "reference"} in the
+    evaluation prompts, which are distinct and appear nowhere else. A completion begins with a space, so that prompt +
+    completion is one text; a reference does not.
     """
     return write_once(directory, lambda files: _write(task, files))
 
 
 def write_summary(rng: np.random.Generator, post: list[Sentence], care: float) -> list[str]:
-    """A summary as people write them. `care` from 0 (facts as they come, details, mistakes) to 1 (what matters, rightly).
+    """Draw a summary as people write them, by `care`: from 0 (any facts, details, mistakes) to 1 (the important facts).
 
-    A fact is stated with a probability that goes from 0.5 without care to 0.05, 0.35, 0.85, 0.95 by weight with all of it.
+    The probability that a fact is stated goes from 0.5 at care 0 to 0.05, 0.35, 0.85, 0.95, by its weight, at care 1.
     """
     careful = (0.05, 0.35, 0.85, 0.95)
     chosen = [s.fact for s in post if rng.random() < care * careful[s.weight] + (1 - care) * 0.5]
@@ -108,9 +112,9 @@ def write_summary(rng: np.random.Generator, post: list[Sentence], care: float) -
         chosen = [max(post, key=lambda s: s.weight).fact]
     words = []
     for fact in chosen:
-        told = _mistaken(rng, fact) if rng.random() < 0.25 * (1 - care) else fact
+        stated = _mistaken(rng, fact) if rng.random() < 0.25 * (1 - care) else fact
         detailed = 0.6 - 0.2 * care
-        words += told.words(place=rng.random() < detailed, day=rng.random() < detailed)
+        words += stated.words(place=rng.random() < detailed, day=rng.random() < detailed)
     return words
 
 
@@ -152,7 +156,7 @@ def _prompt(post: list[Sentence]) -> str:
 
 
 def num_positions(task: SummarizeTask) -> int:
-    """Context of the model: the longest post, a summary that says all of it, and some room."""
+    """Return the context length of the model: the longest post, a summary that states all of it, and some room."""
     return 2 * _SENTENCE_WORDS * task.num_facts + _SPARE_POSITIONS
 
 
@@ -170,5 +174,5 @@ def _write_model(task: SummarizeTask, path: Path) -> None:
 
 
 def make_tokenizer(task: SummarizeTask):
-    """One token a word of the posts and the cue."""
+    """Create a tokenizer with one token for each word of the posts and the cue."""
     return word_tokenizer([*vocabulary(), *CUE], num_positions(task))

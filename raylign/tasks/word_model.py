@@ -1,4 +1,4 @@
-"""Untrained models of the embedded tasks: Llama's shape, small, one token a word."""
+"""Untrained models of the embedded tasks: small models of Llama's architecture, with one token for each word."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ HEAD_DIM = 32
 
 
 def word_tokenizer(words: Iterable[str], max_positions: int):
-    """One token a word: ids 0, 1, 2 are <pad>, <eos>, <unk>; decoding joins words with spaces."""
+    """Create a tokenizer with one token for each word; ids 0, 1, 2 are <pad>, <eos>, <unk>.
+
+    Decoding joins words with spaces.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -33,21 +36,21 @@ def word_tokenizer(words: Iterable[str], max_positions: int):
 def write_word_model(
     path: Path, tokenizer: Any, *, hidden_size: int, num_layers: int, num_heads: int, seed: int, **more: Any
 ) -> None:
-    """A model with random weights that follow from `seed`, and its tokenizer.
+    """Write a model with random weights drawn from `seed`, and its tokenizer.
 
     Args:
-        more: of `LlamaConfig`.
+        more: further options of `LlamaConfig`.
     Raises:
         ConfigError: `hidden_size` is not a multiple of the heads' size.
     """
     if hidden_size % HEAD_DIM:
-        raise ConfigError([f"task.hidden_size: {hidden_size} is not a multiple of {HEAD_DIM}; set it to one"])
-    # Here and not above: importing the task must not cost what importing torch does.
+        raise ConfigError([f"task.hidden_size: {hidden_size} is not a multiple of {HEAD_DIM}; set a multiple"])
+    # Imported here, so that importing the task does not import torch.
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     ids = tokenizer.get_vocab()
-    # Not Qwen2: AutoTokenizer gives that model type Qwen2Tokenizer whatever the folder says, and ours is lost.
+    # Not Qwen2: for that model type AutoTokenizer returns a Qwen2Tokenizer and ignores the tokenizer of the folder.
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

@@ -62,7 +62,7 @@ def test_a_cluster_behind_a_token(tmp_path):
 
         url = f"http://127.0.0.1:{cluster.dashboard_port}"
         code, found = doctor(cluster, shared, address=url)
-        assert (code, found["dashboard"][0]["detail"]) == (0, f"{url} asks for a token, and takes ours")
+        assert (code, found["dashboard"][0]["detail"]) == (0, f"{url} asks for a token and accepts ours")
 
         started = time.monotonic()
         code, found = doctor(cluster, shared, RAY_AUTH_TOKEN="b" * 64)
@@ -105,5 +105,5 @@ def test_what_nodes_run_needs_no_raylign_there():
 
 
 def test_what_does_not_answer_in_time_is_ended():
-    said = probe("127.0.0.1:1", "", attach=0.2, ask=0.1)
-    assert said["problem"] == "cannot look over it: no answer in 0.3 s"
+    answer = probe("127.0.0.1:1", "", attach=0.2, ask=0.1)
+    assert answer["problem"] == "cannot check it: no answer in 0.3 s"

@@ -109,7 +109,7 @@ def test_vllm_takes_the_adapter_and_samples_as_the_learner_scores(base, process,
         assert error_of(learner.model, older) > 0.01  # the adapter before this one does show
         older = batch
 
-    with pytest.raises(ValueError, match="did not come; send the whole adapter"):
+    with pytest.raises(ValueError, match="missing; send the whole adapter"):
         process(_call, "load_weights", 3, dict([*buckets[0].items()][1:]))
     with pytest.raises(StaleEngineError, match="never synced"):
         process(_call, "generate", PROMPTS, ROWS, 1, 3, 2)

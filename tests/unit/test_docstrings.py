@@ -25,11 +25,7 @@ PENDING: tuple[str, ...] = (
     "raylign/cluster/",
     "raylign/config/",
     "raylign/controllers/",
-    "raylign/doctor/",
     "raylign/planning/",
-    "raylign/rewards/",
-    "raylign/rollout/",
-    "raylign/tasks/",
     "raylign/tuning/",
 )
 
@@ -51,6 +47,9 @@ BANNED = {
     r"stands there": "is listed",
 }
 _BANNED = re.compile(rf"\b(?:{'|'.join(BANNED)})\b", re.IGNORECASE)
+
+# A sentence that a task generates: data, whose bytes must not change.
+_DATA = "nobody told me that"
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -104,7 +103,7 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
 def banned(first_line: int, text: str) -> list[tuple[int, str]]:
     """(line, problem) of every banned word in a text that begins at first_line."""
     problems = []
-    for match in _BANNED.finditer(text):
+    for match in _BANNED.finditer(text.replace(_DATA, " " * len(_DATA))):
         word = " ".join(match.group().split())
         advice = next(say for pattern, say in BANNED.items() if re.fullmatch(pattern, match.group(), re.IGNORECASE))
         problems.append((first_line + text.count("\n", 0, match.start()), f"{word!r} is banned; write {advice}"))

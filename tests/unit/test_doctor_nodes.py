@@ -88,7 +88,7 @@ def test_cpu_and_cuda_builds_of_one_version_may_meet(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("other", "name", "status", "told"),
+    ("other", "name", "status", "words"),
     [
         ({"num_gpus": 2.0}, "node gpus", "warn", "Ray counts 2 GPU(s), nvidia-smi 1"),
         ({"gpus": [H100, H100 | {"free": 9_000}], "num_gpus": 2.0}, "node gpus", "warn", "memory of GPU 1 is in use"),
@@ -98,15 +98,15 @@ def test_cpu_and_cuda_builds_of_one_version_may_meet(tmp_path):
         ({"sees_driver": False}, "storage", "fail", "is another folder on w (10.0.0.2) than here"),
         ({"driver_sees": False}, "storage", "fail", "is another folder on w (10.0.0.2) than here"),
         ({"clock": -9.0}, "clocks", "warn", "w (10.0.0.2) by -9.0 s"),
-        ({"clock": None, "clock_error": None}, "clocks", "warn", "not known of w (10.0.0.2)"),
+        ({"clock": None, "clock_error": None}, "clocks", "warn", "unknown for w (10.0.0.2)"),
         ({"unreachable": ["head (10.0.0.1) (timed out)"]}, "ports", "fail", "w (10.0.0.2) to head (10.0.0.1)"),
         ({"token": False}, "token", "warn", "Ray asks for none on w (10.0.0.2)"),
     ],
 )
-def test_each_fault_of_a_node_is_found(tmp_path, other, name, status, told):
+def test_each_fault_of_a_node_is_found(tmp_path, other, name, status, words):
     (fault,) = faults(tmp_path, node(**other))
     assert (fault.name, fault.status) == (name, status)
-    assert told in fault.detail
+    assert words in fault.detail
 
 
 def test_a_clock_is_not_blamed_for_the_way_there(tmp_path):

@@ -117,7 +117,7 @@ def test_failure_on_every_row_stops_with_the_first_cause():
         (np.ones((3, 2)), "returned ndarray of several numbers"),
     ],
 )
-def test_a_wrong_result_is_the_users_to_mend(result, problem):
+def test_a_wrong_result_is_for_the_user_to_fix(result, problem):
     with pytest.raises(UserError, match=f"^reward.function: {problem}"):
         FunctionSource(lambda prompts, completions: result, TOKENIZER).score(rollout(), prompt_set())
 
@@ -126,7 +126,7 @@ def test_columns_that_do_not_fit_the_function():
     source = FunctionSource(lambda prompts, completions: [0.0] * len(prompts), TOKENIZER)
     with pytest.raises(UserError, match=r"unexpected keyword argument 'answer'; write it as score\("):
         source.score(rollout(), prompt_set(answer=[1, 2]))
-    with pytest.raises(UserError, match="a column 'prompts', which is a name of ours"):
+    with pytest.raises(UserError, match="a column 'prompts', a reserved name"):
         source.score(rollout(), prompt_set(prompts=["x", "y"]))
 
 
@@ -170,7 +170,7 @@ def test_code_runs_only_when_allowed(tmp_path):
         f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef score(prompts, completions):\n    return [1.0] * len(prompts)\n"
     )
     spec = f"{tmp_path}/reward.py:score"
-    with pytest.raises(UserError, match=r"^reward\.allow_code: .*set true to run it$"):
+    with pytest.raises(UserError, match=r"^reward\.allow_code: .*set true to permit it$"):
         make_source(FunctionReward(type="function", function=spec), TOKENIZER, None)
     assert not (tmp_path / "ran").exists()
     allowed = make_source(FunctionReward(type="function", function=spec, allow_code=True), TOKENIZER, None)

@@ -84,7 +84,7 @@ PROMPTS = PromptSet(Ragged.from_rows([[0]] * len(TEXTS), np.int32))
 def one_by_one(folder: Path, rows: list[list[int]]) -> np.ndarray:
     """Hugging Face's own forward on single rows without padding."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    # With pad == eos it would step over a real eos at the end, so it is told of no pad at all.
+    # With pad == eos it would step over a real eos at the end, so the test gives it no pad at all.
     model.config.pad_token_id = None
     with torch.inference_mode():
         return np.array([model(torch.tensor([row])).logits.item() for row in rows], np.float32)
@@ -150,7 +150,7 @@ def test_models_that_cannot_score(tmp_path):
         file.unlink()
     faults = {
         str(tmp_path / "empty"): "cannot load",
-        str(two): "has 2 outputs and a reward model has 1",
+        str(two): "has 2 outputs, but a reward model has 1",
         str(headless): "lacks the weights score.weight",
         str(bare): "tokenizer",
     }

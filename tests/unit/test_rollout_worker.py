@@ -80,7 +80,7 @@ def test_a_failed_load_leaves_the_worker_unsynced(worker):
     worker.use_initial_weights(0)
     incomplete = weights(1)
     del incomplete["model.norm.weight"]
-    with pytest.raises(ValueError, match="did not come"):
+    with pytest.raises(ValueError, match="missing"):
         worker.load_weights(1, incomplete)
     assert worker.policy_version == -1
     with pytest.raises(StaleEngineError, match="never synced"):
@@ -139,7 +139,7 @@ def test_the_batch_is_laid_out_as_types_says():
     assert [a.dtype for a in kinds] == [np.int32, np.int32, np.bool_, np.float32, np.int64]
 
 
-def test_a_prompt_that_leaves_no_room_is_the_users_to_mend(worker):
+def test_a_prompt_that_leaves_no_room_is_for_the_user_to_fix(worker):
     worker.use_initial_weights(0)
     prompts = PromptSet(Ragged.from_rows([[2] * 11, [2] * 12, []], np.int32))
     assert len(worker.generate(prompts, np.array([0]), 1, step=0, policy_version=0)) == 1  # 11 + 5 = 16 fits

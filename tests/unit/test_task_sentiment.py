@@ -126,7 +126,7 @@ def test_prepare_twice_keeps_what_is_there_and_leaves_nothing_else(tmp_path):
 
 
 def test_a_task_that_cannot_be_built_leaves_nothing(tmp_path):
-    with pytest.raises(ConfigError, match=r"^task\.num_eval_prompts: no prompts are left for training beside \d+"):
+    with pytest.raises(ConfigError, match=r"^task\.num_eval_prompts: no prompts are left for training after \d+"):
         prepare(TASK.model_copy(update={"num_eval_prompts": 30_000}), tmp_path / "task")
     with pytest.raises(ConfigError, match=r"^task\.hidden_size: 40 is not a multiple of 32"):
         prepare(TASK.model_copy(update={"hidden_size": 40}), tmp_path / "task")
