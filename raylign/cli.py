@@ -116,16 +116,18 @@ def plan(
     overrides: Overrides = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="GPU to plan for: h100-80gb, a100-80gb, ... or its memory; this machine if not given."),
+        typer.Option(help="GPU to plan for: its name, e.g. h100-80gb, or its memory; default: this machine."),
     ] = None,
-    spec: Annotated[Path | None, typer.Option("--cluster", help="Cluster spec to plan for, instead.")] = None,
-    rows: Annotated[int | None, typer.Option(help="Rows of data that is not on this machine.", min=1)] = None,
-    runs: Annotated[int, typer.Option(help="Trials of a sweep over this config.", min=1)] = 1,
-    price_per_gpu_hour: Annotated[float | None, typer.Option(help="For the money.", min=0)] = None,
-    explain: Annotated[bool, typer.Option(help="Show the arithmetic.")] = False,
+    spec: Annotated[Path | None, typer.Option("--cluster", help="Plan for the GPU of this cluster spec.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Number of rows, if the data is not on this machine.", min=1)] = None,
+    runs: Annotated[int, typer.Option(help="Number of runs, for the cost of a sweep.", min=1)] = 1,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(help="Price of a GPU-hour, for the cost estimate.", min=0)
+    ] = None,
+    explain: Annotated[bool, typer.Option(help="Print the arithmetic.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file.")] = None,
 ) -> None:
-    """Say what memory every role needs, whether it fits, what would make it fit, and what the run costs."""
+    """Print the memory that every role needs, changes that would make it fit, and the time and cost of the run."""
     from raylign.config import load_config
     from raylign.config.graph import check_graph
 
@@ -134,7 +136,7 @@ def plan(
     quiet_libraries()
     from raylign.cluster.spec import load_spec
     from raylign.planning import devices
-    from raylign.planning.plan import plan as make
+    from raylign.planning.plan import plan as make_plan
     from raylign.planning.show import show_plan
 
     if gpu:
@@ -143,10 +145,10 @@ def plan(
         device = devices.of_cluster(load_spec(spec))
     else:
         device = devices.this_gpu() if loaded.uses_gpus else devices.this_machine()
-    found = make(loaded, device, num_rows=rows, runs=runs, price_per_gpu_hour=price_per_gpu_hour)
-    show_plan(found, explain)
+    planned = make_plan(loaded, device, num_rows=rows, runs=runs, price_per_gpu_hour=price_per_gpu_hour)
+    show_plan(planned, explain)
     if json_file:
-        json_file.write_text(json.dumps(found.tree(), indent=2))
+        json_file.write_text(json.dumps(planned.tree(), indent=2))
 
 
 @app.command()

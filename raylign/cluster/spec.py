@@ -70,7 +70,7 @@ class StorageConfig(Config):
 
 
 class SSHConfig(Config):
-    """How the launching machine reaches the nodes by ssh."""
+    """Account and key with which the launching machine reaches the nodes by ssh."""
 
     user: str = Field(default="ubuntu", pattern=r"^[\w.-]+$")
     """Account on the nodes."""

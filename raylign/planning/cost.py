@@ -1,4 +1,4 @@
-"""How long a step takes, and what a run costs: operations over rates, with the efficiencies that are assumed."""
+"""Time of a step and cost of a run: operations divided by rates, with assumed efficiencies."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from raylign.planning.devices import Device
 from raylign.planning.memory import BYTES, MemoryModel, items_per_update
 from raylign.planning.trace import Model
 
-# Shares of the data sheet's peak that such work reaches; passes in docs/performance.md, generation in vLLM's reports.
+# Shares of the data sheet's peak that work reaches: passes as in docs/performance.md, generation as vLLM reports.
 LEARNING, SCORING, READING = 0.40, 0.45, 0.60
-# Of the rate that a large product reached on this machine.
+# Shares of the rate that a large matrix product reached on this machine.
 LEARNING_CPU, SCORING_CPU = 0.45, 0.55
-ENGINE_STEP, ENGINE_STEP_CPU = 0.008, 0.015  # seconds vLLM needs for a token of all its sequences, whatever the model
-CORE = 80e9  # operations a second of a CPU core beside a GPU, for roles that are given none
-LOW, HIGH = 0.6, 1.7  # the truth lies between these multiples of the prediction, most times
+ENGINE_STEP, ENGINE_STEP_CPU = (
+    0.008,
+    0.015,
+)  # seconds that vLLM adds to each token of all its sequences, whatever the model
+CORE = 80e9  # operations a second of a CPU core, for roles without a GPU on machines with GPUs
+LOW, HIGH = 0.6, 1.7  # the true time usually lies between these multiples of the prediction
 START = 90.0  # seconds to place actors and load models
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one step asks of a role."""
+    """One kind of work that a role does in a step."""
 
     role: str
     seconds: float
@@ -30,6 +33,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
+    """Time of a step, and GPU-hours and price of the runs."""
+
     works: tuple[Work, ...]
     step_seconds: float
     steps: int
@@ -39,34 +44,32 @@ class Cost:
 
     @property
     def run_hours(self) -> float:
+        """Hours of one run, with its start."""
         return (START + self.step_seconds * self.steps) / 3600
 
     @property
     def gpu_hours(self) -> float:
-        """Of all runs: every GPU is held from the first to the last second."""
+        """GPU-hours of all runs; a run reserves each GPU from its first to its last second."""
         return self.run_hours * self.num_gpus * self.runs
 
     @property
     def money(self) -> float | None:
+        """Price of all runs, or None if no price of a GPU-hour was given."""
         return None if self.price is None else self.gpu_hours * self.price
 
 
 def cost_of(model: MemoryModel, device: Device, runs: int, price: float | None) -> Cost:
-    """Of `runs` runs like this one, one after another or side by side."""
+    """Return the cost of `runs` runs like this one, one after another or side by side."""
     config = model.config
     works = _works(model, device)
-    seconds = {work.role: 0.0 for work in works}
-    for work in works:
-        seconds[work.role] += work.seconds
-    stage = config.phases[0]
-    gpus = sum(config.role_resources(name).num_actors * config.role_resources(name).num_gpus for name in stage)
-    if config.placement.mode == "colocated":
-        gpus = max(config.role_resources(name).num_actors * config.role_resources(name).num_gpus for name in stage)
-    return Cost(tuple(works), _together(config, works, device), model.steps, gpus, runs, price)
+    resources = [config.role_resources(role) for role in config.phases[0]]
+    gpus = [needed.num_actors * needed.num_gpus for needed in resources]
+    num_gpus = max(gpus) if config.placement.mode == "colocated" else sum(gpus)
+    return Cost(tuple(works), _step_seconds(config, works, device), model.steps, num_gpus, runs, price)
 
 
-def _together(config: RunConfig, works: list[Work], device: Device) -> float:
-    """Wall time of the parts of a step. Where they share one machine or take turns nothing overlaps."""
+def _step_seconds(config: RunConfig, works: list[Work], device: Device) -> float:
+    """Return the wall time of a step. Roles that share one machine or take turns do not overlap."""
     if not device.is_gpu or config.placement.mode == "colocated":
         return sum(work.seconds for work in works)
     sampled = max((w.seconds for w in works if not w.how.startswith("learn")), default=0.0)
@@ -78,7 +81,6 @@ def _together(config: RunConfig, works: list[Work], device: Device) -> float:
 def _works(model: MemoryModel, device: Device) -> list[Work]:
     config, algorithm = model.config, model.config.algorithm
     works: list[Work] = []
-    rows = model.rows
     if isinstance(algorithm, OnlineConfig | CollectConfig):
         samples = algorithm.prompts_per_step * algorithm.samples_per_prompt
         works.append(_generation(model, device, samples))
@@ -92,7 +94,7 @@ def _works(model: MemoryModel, device: Device) -> list[Work]:
             works.append(_scoring(model, device, "policy", samples))
     if isinstance(algorithm, CollectConfig):
         return works
-    items = items_per_update(config, rows)
+    items = items_per_update(config, model.profile)
     repeats = algorithm.epochs * algorithm.minibatches if isinstance(algorithm, OnlineConfig) else 1
     learners = ["policy", "critic"] if algorithm.has_critic else ["policy"]
     return works + [_learning(model, device, name, items * repeats) for name in learners]
@@ -101,10 +103,10 @@ def _works(model: MemoryModel, device: Device) -> list[Work]:
 def _learning(model: MemoryModel, device: Device, name: str, items: int) -> Work:
     config = model.config
     sizes = model.skeleton(name).sizes
-    tokens = items * model.rows.mean_tokens
-    learned = items * float(model.rows.completions.mean())
+    tokens = items * model.profile.mean_tokens
+    learned = items * float(model.profile.completions.mean())
     factor = 8 if config.model.gradient_checkpointing else 6
-    operations = factor * (tokens * _per_token(sizes, float(model.rows.lengths.mean())) + learned * sizes.num_head)
+    operations = factor * (tokens * _per_token(sizes, float(model.profile.lengths.mean())) + learned * sizes.num_head)
     seconds = operations / _rate(config, name, device, LEARNING, LEARNING_CPU)
     how = f"learn: {factor} x {sizes.num_body:,} x {tokens:,.0f} tokens, {operations / 1e12:,.2f} TFLOP"
     return Work(name, seconds, how)
@@ -113,28 +115,28 @@ def _learning(model: MemoryModel, device: Device, name: str, items: int) -> Work
 def _scoring(model: MemoryModel, device: Device, name: str, samples: int) -> Work:
     config = model.config
     sizes = model.skeleton(name).sizes
-    tokens = samples * float(model.rows.lengths.mean())
-    learned = samples * float(model.rows.completions.mean()) / model.rows.rows_per_item
-    operations = 2 * (tokens * _per_token(sizes, float(model.rows.lengths.mean())) + learned * sizes.num_head)
+    tokens = samples * float(model.profile.lengths.mean())
+    learned = samples * float(model.profile.completions.mean()) / model.profile.rows_per_item
+    operations = 2 * (tokens * _per_token(sizes, float(model.profile.lengths.mean())) + learned * sizes.num_head)
     seconds = operations / _rate(config, name, device, SCORING, SCORING_CPU)
     return Work(name, seconds, f"score: 2 x {sizes.num_body:,} x {tokens:,.0f} tokens, {operations / 1e12:,.2f} TFLOP")
 
 
 def _generation(model: MemoryModel, device: Device, samples: int) -> Work:
-    """Prompts are read at once; then every token of a sequence reads the weights and the keys and values before it."""
+    """Return the work of the engines: a pass over the prompts, then a read of weights and cached keys for every token."""
     config = model.config
     sizes, width = model.skeleton("rollout").sizes, BYTES[config.rollout_dtype]
     engines = config.placement.rollout.num_actors
     split = config.rollout.tensor_parallel * config.rollout.pipeline_parallel
     longest = config.rollout.sampling.max_tokens
-    length = float(model.rows.lengths.mean())
+    length = float(model.profile.lengths.mean())
     sequences = samples / engines
     rate = device.flops(config.rollout_dtype) * (SCORING if device.is_gpu else SCORING_CPU) * split
     if not device.is_gpu:
         rate /= engines  # they share the cores
     parameters = sizes.num_body + sizes.num_head
     prefill = 2 * sizes.num_body * (length - longest) * sequences / rate
-    # Half of its tokens stand before the middle one of a completion.
+    # On average a token has half of its completion before it.
     cached = sequences * (length - longest / 2) * sizes.kv_elements * width
     reading = (parameters * width + cached) / (device.bandwidth * READING * split)
     overhead = ENGINE_STEP if device.is_gpu else ENGINE_STEP_CPU
@@ -146,12 +148,12 @@ def _generation(model: MemoryModel, device: Device, samples: int) -> Work:
 
 
 def _per_token(sizes: Model, length: float) -> float:
-    """Multiply-adds of one token in the body: its parameters, and attention to the half of the row before it."""
+    """Return the multiply-adds of one token in the body: its parameters, and attention to half of its row."""
     return sizes.num_body + sizes.num_layers * sizes.width * length
 
 
 def _rate(config: RunConfig, name: str, device: Device, gpu_share: float, cpu_share: float) -> float:
-    """Operations a second of all actors of a role. A CPU has its cores once, whatever the number of actors."""
+    """Return the operations a second of all actors of a role. The actors on a CPU share its cores."""
     needed = config.role_resources(name)
     if not device.is_gpu:
         return device.flops(config.model.compute_dtype) * cpu_share

@@ -1,4 +1,4 @@
-"""What a device can do, from its data sheet, or, for the CPU of this machine, from a short measurement."""
+"""Memory and speed of devices: from data sheets, or for the CPU of this machine from a short measurement."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from raylign.planning.parts import GIB
 
 @dataclass(frozen=True)
 class Device:
-    """Peak rates without sparsity."""
+    """A GPU or a machine: its memory and its peak rates without sparsity."""
 
     name: str
     memory: int  # bytes
     flops_bf16: float  # per second
-    flops_fp32: float  # per second; of matrix products as torch runs them by default, without TF32
+    flops_fp32: float  # per second, for matrix products as torch runs them by default, without TF32
     bandwidth: float  # bytes per second
     is_gpu: bool = True
 
     def flops(self, dtype: str) -> float:
+        """Return operations per second in this precision."""
         return self.flops_bf16 if dtype == "bfloat16" else self.flops_fp32
 
 
@@ -46,41 +47,41 @@ GPUS = {
         _gpu("mi300x-192gb", 192, 1307, 163, 5.3),
     )
 }
-"""Makers' data sheets: TFLOP/s of dense matrix products, TB/s."""
+"""GPUs by name, from the data sheets of their makers: GiB, TFLOP/s of dense products in bf16 and fp32, TB/s."""
 
 _UNITS = {"": 1, "b": 1, "g": GIB, "gb": GIB, "gib": GIB, "m": 2**20, "mb": 2**20, "mib": 2**20}
 _SIZED = "an unnamed GPU"
-_CPU_BANDWIDTH = 20e9  # bytes per second: a copy on the machine of docs/performance.md; it varies by 2 at most
+_CPU_BANDWIDTH = 20e9  # bytes per second: a copy on the machine of docs/performance.md; other machines differ by a factor of 2 at most
 
 
 def gpu(name: str) -> Device:
-    """A GPU of the table, by its name or so much of it that no other begins so (`h100`), or one with a given memory and
-    the rates of an A100 (`40gib`, `48000000000`).
+    """Return a GPU by its name in `GPUS` or an unambiguous prefix of it (`h100`), or by its memory, with the rates of an
+    A100 (`40gib`, `48000000000`).
 
     Raises:
-        UserError: neither.
+        UserError: the text is neither.
     """
-    like = [device for known, device in GPUS.items() if known.startswith(name.strip().lower()) and name.strip()]
-    if len(like) == 1:
-        return like[0]
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", name.strip().lower())
-    if not found or found[2] not in _UNITS or float(found[1]) <= 0:
+    matching = [device for known, device in GPUS.items() if known.startswith(name.strip().lower()) and name.strip()]
+    if len(matching) == 1:
+        return matching[0]
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", name.strip().lower())
+    if not size or size[2] not in _UNITS or float(size[1]) <= 0:
         raise UserError(f"--gpu: {name!r} is not known; write {', '.join(GPUS)}, or its memory, e.g. 48gib")
     rates = GPUS["a100-80gb"]
-    return replace(rates, name=_SIZED, memory=int(float(found[1]) * _UNITS[found[2]]))
+    return replace(rates, name=_SIZED, memory=int(float(size[1]) * _UNITS[size[2]]))
 
 
 def this_machine() -> Device:
-    """CPU and memory of this machine: products of square matrices for a fraction of a second."""
+    """Return the CPU and memory of this machine, its speed measured by matrix products for a fraction of a second."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Device("this machine", memory, _measured("bfloat16"), _measured("float32"), _CPU_BANDWIDTH, is_gpu=False)
 
 
 def this_gpu() -> Device:
-    """The first GPU of this machine.
+    """Return the first GPU of this machine.
 
     Raises:
-        UserError: there is none.
+        UserError: the machine has no GPU.
     """
     import torch
 
@@ -88,16 +89,16 @@ def this_gpu() -> Device:
         raise UserError(
             "placement: roles have num_gpus, and this machine has no GPU; name one with --gpu, e.g. h100-80gb"
         )
-    found = torch.cuda.get_device_properties(0)
-    family = [device for device in GPUS.values() if device.name.partition("-")[0].upper() in found.name.upper()]
-    return replace((family or [GPUS["a100-80gb"]])[0], name=found.name, memory=found.total_memory)
+    properties = torch.cuda.get_device_properties(0)
+    family = [gpu for gpu in GPUS.values() if gpu.name.partition("-")[0].upper() in properties.name.upper()]
+    return replace((family or [GPUS["a100-80gb"]])[0], name=properties.name, memory=properties.total_memory)
 
 
 def of_cluster(spec: ClusterSpec) -> Device:
-    """The GPU of a cluster's workers (of its head, if that has one and they do not), or a node's memory without one.
+    """Return the GPU of a cluster's workers, or else of its head; a node with its memory if neither has GPUs.
 
     Raises:
-        UserError: the GPU has no name, or one that is not known.
+        UserError: the spec does not name the GPU, or the name is unknown.
     """
     nodes = [node for node in (spec.workers, spec.head) if node is not None]
     node = next((node for node in nodes if node.num_gpus), None)
@@ -114,10 +115,10 @@ def _measured(dtype: str, size: int = 768, repeats: int = 10) -> float:
     from raylign.models.load import DTYPES
 
     left, right = (torch.randn(size, size).to(DTYPES[dtype]) for _ in range(2))
-    torch.matmul(left, right)  # the first one prepares kernels
+    torch.matmul(left, right)  # the first product prepares kernels
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         torch.matmul(left, right)
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)  # the best: what else runs now need not run then
+    return 2 * size**3 / min(seconds)  # the best: other programs that run now may not run then

@@ -1,4 +1,4 @@
-"""Whether a run fits where it is to go, and the changes that would make it fit, the cheapest first."""
+"""The check that a run fits its device, and the changes that would make it fit, the cheapest first."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from raylign.planning.devices import Device
 from raylign.planning.memory import MemoryModel
 from raylign.planning.parts import GIB, MIB, RoleMemory
 
-# Of a GPU's memory; the rest goes to fragments of the allocator and to NCCL's buffers.
+# Share of a GPU's memory; fragments of the allocator and NCCL's buffers take the rest.
 USABLE_GPU = 0.92
-# Driver, Ray's own processes and its shared memory for rows, on the machine of a run.
+# Memory of the driver, Ray's own processes and its shared memory for rows, on the machine of a run.
 HOST_BESIDE = 1200 * MIB
 _SMALLEST_PASS = 512  # tokens; smaller passes cost more than they save
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Memory that is needed in one place, and what is there."""
+    """Memory that roles need in one place, and the memory available there."""
 
     where: str
     roles: tuple[str, ...]
@@ -30,12 +30,13 @@ class Demand:
 
     @property
     def fits(self) -> bool:
+        """True if the memory suffices."""
         return self.needed <= self.available
 
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that lowers the demand, with what is then needed in the tightest place (all earlier ones taken)."""
+    """Settings that lower the demand, and the demand of the tightest place after them and all earlier changes."""
 
     settings: tuple[str, ...]  # dotted.key=value
     cost: str
@@ -46,40 +47,39 @@ Measure = Callable[[RunConfig], MemoryModel]
 
 
 def demands(model: MemoryModel, device: Device) -> list[Demand]:
-    """What each kind of GPU seat, or this machine, has to hold; the tightest first."""
+    """Return the demand on each kind of GPU seat, or on this machine; the tightest first."""
     config = model.config
-    found = []
-    for stage in config.phases:
-        roles = {name: model.role(name) for name in stage}
-        found += _on_gpus(config, roles, device) if device.is_gpu else _on_host(config, roles, device)
-    found.sort(key=lambda demand: demand.needed / demand.available, reverse=True)
-    return found
+    places: list[Demand] = []
+    for phase in config.phases:
+        roles = {name: model.role(name) for name in phase}
+        places += _on_gpus(config, roles, device) if device.is_gpu else _on_host(config, roles, device)
+    return sorted(places, key=lambda demand: demand.needed / demand.available, reverse=True)
 
 
 def changes(measure: Measure, config: RunConfig, device: Device) -> list[Change]:
-    """Changes to take one after another until the run fits; what does not help the tightest place is left out.
+    """Return changes to make one after another until the run fits, without those that do not help the tightest place.
 
     Args:
-        measure: the memory model of a config that differs from `config` in settings that need no other data.
+        measure: returns the memory model of a config; it differs from `config` only in settings that leave the data.
     """
     tightest = demands(measure(config), device)[0]
-    found: list[Change] = []
+    helpful: list[Change] = []
     for settings, cost, changed in _candidates(config):
         if tightest.fits:
             break
-        try_on = _apply(config, changed)
-        then = demands(measure(try_on), device)[0]
+        candidate = _apply(config, changed)
+        then = demands(measure(candidate), device)[0]
         if then.needed / then.available < 0.99 * tightest.needed / tightest.available:
-            found.append(Change(settings, cost, then))
-            config, tightest = try_on, then
-    return found
+            helpful.append(Change(settings, cost, then))
+            config, tightest = candidate, then
+    return helpful
 
 
 Update = Callable[[RunConfig], RunConfig]
 
 
 def _candidates(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str, Update]]:
-    """(settings, what they cost, change), in the order of what they cost."""
+    """Yield (settings, their cost in words, change), the cheapest first."""
     tokens = config.learner.micro_batch_tokens or default_pass_tokens(config.placement.policy.num_gpus > 0)
     while tokens // 2 >= _SMALLEST_PASS:
         tokens //= 2
@@ -148,10 +148,10 @@ def _apply(config: RunConfig, *updates: Update) -> RunConfig:
 
 
 def _on_gpus(config: RunConfig, roles: dict[str, RoleMemory], device: Device) -> list[Demand]:
-    """A demand for every different set of roles that share a GPU."""
+    """Return a demand for every distinct set of roles that share a GPU."""
     layout = lay_out({name: config.role_resources(name) for name in roles}, config.placement.mode)
     usable = int(USABLE_GPU * device.memory)
-    found: dict[tuple[str, ...], Demand] = {}
+    by_roles: dict[tuple[str, ...], Demand] = {}
     for seat in range(len(layout.bundles)):
         here = tuple(name for name in roles if seat in layout.seats[name] and roles[name].place == "gpu")
         if not here:
@@ -166,27 +166,27 @@ def _on_gpus(config: RunConfig, roles: dict[str, RoleMemory], device: Device) ->
             (name,) = here
             share = min(1.0, config.role_resources(name).num_gpus)
             needed = _engine(config, roles, device) if name == "rollout" else roles[name].peak
-        found[here] = Demand(
+        by_roles[here] = Demand(
             f"one {device.name}" if share == 1 else f"{share:g} of one {device.name}", here, needed, int(usable * share)
         )
-    return list(found.values())
+    return list(by_roles.values())
 
 
 def _engine(config: RunConfig, roles: dict[str, RoleMemory], device: Device) -> int:
-    """Return the memory of an engine; vLLM takes its share, which must be larger than the weights."""
+    """Return the memory of an engine: vLLM takes its whole share, which must exceed the weights."""
     if not config.rollout.engine_traits.reserves_memory:
         return roles["rollout"].peak
     return max(roles["rollout"].peak + GIB, int(config.rollout.gpu_memory_utilization * device.memory))
 
 
 def _on_host(config: RunConfig, roles: dict[str, RoleMemory], device: Device) -> list[Demand]:
-    """All actors on one machine; pages that they share count once."""
+    """Return the demands of all actors on one machine; pages that they share count once."""
     if "reference" not in roles or "rollout" in roles:
         return [_sum(roles, device)]
-    # Offline the reference ends before the learner, which has its weights by then, begins.
+    # Offline, the reference finishes before the learner, which has loaded its weights by then, starts to learn.
     offline_reference = roles["reference"]
     demand = _sum({name: role for name, role in roles.items() if name != "reference"}, device)
-    idle = roles["policy"].phases[0].total
+    idle = roles["policy"].states[0].total
     scoring = Demand(
         "this machine",
         ("reference",),
@@ -197,7 +197,7 @@ def _on_host(config: RunConfig, roles: dict[str, RoleMemory], device: Device) ->
 
 
 def _sum(roles: dict[str, RoleMemory], device: Device) -> Demand:
-    shared: dict[str, list[int]] = {}  # by what it is, in every process that has it
+    shared: dict[str, list[int]] = {}  # sizes by part, one for every process that has it
     for role in roles.values():
         for part in role.worst.parts:
             shared.setdefault(part.name, []).extend([part.shared] * role.num_actors)

@@ -1,4 +1,4 @@
-"""How long the rows of a run are: read from its data where that is here, else taken from the limits of its config."""
+"""Lengths of the rows of a run: read from its data if that is on this machine, else taken from limits in the config."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from raylign.models.description import context_length
 from raylign.planning.trace import Shape
 from raylign.types import Dataset, LongArray, PromptSet, SequenceSet
 
-_MANY = 4096  # rows of data that is not here
+_NUM_ASSUMED = 4096  # items assumed where the data is elsewhere: as many as any pass can hold
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Lengths of the items that a step is made of: samples, sequences, or pairs."""
+class LengthProfile:
+    """Lengths of the items that a step consists of: samples, sequences, or pairs."""
 
     lengths: LongArray  # [N] tokens of an item (of its longer side)
-    completions: LongArray  # [N] tokens of its completions, both sides of a pair together
+    completions: LongArray  # [N] completion tokens of an item, both sides of a pair together
     rows_per_item: int
-    origin: str  # where the lengths are from, for the reader
+    origin: str  # where the lengths come from, for the reader
 
     @property
     def mean_tokens(self) -> float:
-        """Of an item, both sides of a pair together, without padding."""
+        """Mean tokens of an item, both sides of a pair together, without padding."""
         return float(self.lengths.mean()) * self.rows_per_item
 
     def largest(self, max_tokens: int, items: int, rows_per_item: int | None = None) -> Shape:
-        """The largest pass over at most `items` of them: most padded tokens, then most completion tokens.
+        """Return the largest pass over at most `items` items: most padded tokens, then most completion tokens.
 
         Args:
             max_tokens: budget of padded tokens of a pass.
-            rows_per_item: if not its own: 1 where the sides of a pair are passed one by one.
+            rows_per_item: 1 if the sides of a pair are passed separately; this profile's own if not given.
         """
         sides = rows_per_item or self.rows_per_item
         shapes = []
@@ -48,33 +48,35 @@ class Rows:
         return max(shapes, key=lambda shape: (shape.tokens, shape.completion))
 
     def passes(self, max_tokens: int, items: int) -> int:
-        """Micro-batches that `items` of them fill."""
+        """Return the number of micro-batches that `items` items fill."""
         spread = np.linspace(0, len(self.lengths) - 1, min(items, len(self.lengths))).astype(np.int64)
         groups = len(micro_batches(np.sort(self.lengths)[spread], max_tokens, self.rows_per_item))
         return max(1, round(groups * items / len(spread)))
 
 
-def rows_of(config: RunConfig, upstream: Rows | None, upstream_rows: int | None) -> tuple[Rows, int | None]:
-    """Lengths of what `config` learns from, and how many rows its data has, if that can be known.
+def measure_lengths(
+    config: RunConfig, upstream: LengthProfile | None, upstream_rows: int | None
+) -> tuple[LengthProfile, int | None]:
+    """Return the lengths of the rows that `config` reads, and the number of these rows if it is known.
 
     Args:
-        config: with resolved paths.
-        upstream: samples of the collect run that will write the data, where it has not been run.
-        upstream_rows: rows it will write.
+        config: config with resolved paths.
+        upstream: samples of the collect run that will write the data, if that run is still to be done.
+        upstream_rows: number of rows that it will write.
     """
     if upstream is not None:
-        return _of_samples(config, upstream), upstream_rows
+        return _from_samples(config, upstream), upstream_rows
     if Path(config.data.path).expanduser().exists():
         data, _ = load_inputs(config.model_copy(update={"evaluation": None}))
-        return _of_data(config, data), len(data)
-    return _of_limits(config), config.data.max_rows
+        return _from_data(config, data), len(data)
+    return _from_limits(config), config.data.max_rows
 
 
-def steps_of(config: RunConfig, num_rows: int | None) -> int:
-    """Steps of the whole run.
+def count_steps(config: RunConfig, num_rows: int | None) -> int:
+    """Return the number of steps of the whole run.
 
     Raises:
-        UserError: they follow from the data, which is not here.
+        UserError: the number follows from the data, which is not on this machine.
     """
     algorithm = config.algorithm
     if num_rows is not None:
@@ -88,46 +90,46 @@ def steps_of(config: RunConfig, num_rows: int | None) -> int:
     )
 
 
-def _of_data(config: RunConfig, data: Dataset) -> Rows:
+def _from_data(config: RunConfig, data: Dataset) -> LengthProfile:
     if isinstance(data, PromptSet):
         longest = config.rollout.sampling.max_tokens
         lengths = data.tokens.lengths + longest
         samples = config.algorithm.samples_per_item
         lengths = np.repeat(lengths, _samples_per_prompt(config) // samples)
-        return Rows(lengths, np.full(len(lengths), longest * samples), samples, "data.path")
+        return LengthProfile(lengths, np.full(len(lengths), longest * samples), samples, "data.path")
     if isinstance(data, SequenceSet):
-        return Rows(data.tokens.lengths, _learned(data), 1, "data.path")
-    one, other = data.sides
-    lengths = np.maximum(one.tokens.lengths, other.tokens.lengths)
+        return LengthProfile(data.tokens.lengths, _completion_tokens(data), 1, "data.path")
+    first, second = data.sides
+    lengths = np.maximum(first.tokens.lengths, second.tokens.lengths)
     if config.algorithm.reads == "labelled":
-        return Rows(lengths, _learned(one), 1, "data.path")
-    return Rows(lengths, _learned(one) + _learned(other), 2, "data.path")
+        return LengthProfile(lengths, _completion_tokens(first), 1, "data.path")
+    return LengthProfile(lengths, _completion_tokens(first) + _completion_tokens(second), 2, "data.path")
 
 
-def _of_samples(config: RunConfig, samples: Rows) -> Rows:
-    """Of rows that are still to be sampled: every completion as long as it may be."""
+def _from_samples(config: RunConfig, samples: LengthProfile) -> LengthProfile:
+    """Return the lengths of rows that a collect run will sample, with every completion as long as allowed."""
     sides = config.algorithm.samples_per_item
-    return Rows(samples.lengths, samples.completions * sides, sides, f"longest samples for {config.data.path}")
+    origin = f"longest samples for {config.data.path}"
+    return LengthProfile(samples.lengths, samples.completions * sides, sides, origin)
 
 
-def _of_limits(config: RunConfig) -> Rows:
+def _from_limits(config: RunConfig) -> LengthProfile:
     context = context_length(config.model)
+    samples = config.algorithm.samples_per_item
     if config.algorithm.reads == "prompts":
         prompt = min(config.data.max_prompt_tokens or context, prompt_limit(config, context))
         longest = config.rollout.sampling.max_tokens
         origin = "data.max_prompt_tokens" if config.data.max_prompt_tokens else "the model's context"
-        samples = config.algorithm.samples_per_item
-        return _alike(prompt + longest, longest * samples, samples, origin)
+        return _uniform(prompt + longest, longest * samples, samples, origin)
     longest = min(config.data.max_tokens or context, context)
-    sides = config.algorithm.samples_per_item
     completion = longest - min(config.data.max_prompt_tokens or 0, longest - 1)
     origin = "data.max_tokens" if config.data.max_tokens else "the model's context"
-    return _alike(longest, completion * sides, sides, origin)
+    return _uniform(longest, completion * samples, samples, origin)
 
 
-def _alike(length: int, completion: int, rows_per_item: int, origin: str) -> Rows:
-    """As many equal rows as any pass can hold."""
-    return Rows(np.full(_MANY, length), np.full(_MANY, completion), rows_per_item, f"longest rows by {origin}")
+def _uniform(length: int, completion: int, rows_per_item: int, origin: str) -> LengthProfile:
+    lengths, completions = np.full(_NUM_ASSUMED, length), np.full(_NUM_ASSUMED, completion)
+    return LengthProfile(lengths, completions, rows_per_item, f"longest rows by {origin}")
 
 
 def _samples_per_prompt(config: RunConfig) -> int:
@@ -135,5 +137,5 @@ def _samples_per_prompt(config: RunConfig) -> int:
     return algorithm.samples_per_prompt if isinstance(algorithm, OnlineConfig | CollectConfig) else 1
 
 
-def _learned(data: SequenceSet) -> LongArray:
+def _completion_tokens(data: SequenceSet) -> LongArray:
     return np.array([int(data.completion_mask[row].sum()) for row in range(len(data))], dtype=np.int64)

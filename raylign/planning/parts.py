@@ -1,4 +1,4 @@
-"""What memory is made of: parts that are there at once make a phase, and the phases the life of an actor."""
+"""What memory consists of: parts that are held at once make a state, and states make the life of an actor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Place = Literal["gpu", "host"]
 
 @dataclass(frozen=True)
 class Part:
-    """Something that takes memory."""
+    """One use of memory, e.g. the weights."""
 
     name: str
     size: int  # bytes
@@ -22,34 +22,38 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Phase:
+class MemoryState:
+    """The parts that an actor holds at once while it loads, generates, scores or learns."""
+
     name: str
     parts: tuple[Part, ...]
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return sum(part.size for part in self.parts)
 
 
 @dataclass(frozen=True)
 class RoleMemory:
-    """One actor of a role; all are alike."""
+    """Memory of one actor of a role; all actors of a role are alike."""
 
     role: str
     num_actors: int
     place: Place
-    phases: tuple[Phase, ...]
-    host: int  # bytes of the host's memory that one actor needs beside a GPU's (its process, what it offloads)
+    states: tuple[MemoryState, ...]
+    host: int  # bytes of host memory that an actor on a GPU needs as well: its process, and what it offloads
 
     @property
-    def worst(self) -> Phase:
-        return max(self.phases, key=lambda phase: phase.total)
+    def worst(self) -> MemoryState:
+        """The largest state."""
+        return max(self.states, key=lambda state: state.total)
 
     @property
     def peak(self) -> int:
-        """Bytes."""
+        """Bytes of the largest state."""
         return self.worst.total
 
-    def of(self, name: str) -> int:
-        """Bytes of a part in the worst phase."""
+    def part_size(self, name: str) -> int:
+        """Return the bytes of a part in the largest state."""
         return sum(part.size for part in self.worst.parts if part.name == name)

@@ -1,4 +1,4 @@
-"""`plan(config)`: what a run will need and cost, before anything is launched."""
+"""`plan(config)`: memory, fit, placement, time and cost of a run, before anything is launched."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ from raylign.errors import UserError
 from raylign.planning.cost import HIGH, LOW, Cost, cost_of
 from raylign.planning.devices import Device
 from raylign.planning.fit import Change, Demand, changes, demands
-from raylign.planning.lengths import steps_of
+from raylign.planning.lengths import count_steps
 from raylign.planning.memory import MemoryModel
 from raylign.planning.parts import RoleMemory
-from raylign.planning.resolved import Located, locate
+from raylign.planning.resolved import ResolvedRun, resolve_for_planning
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `raylign plan` shows."""
+    """Memory, fit, placement, time and cost of a run, as `raylign plan` shows them."""
 
     config: RunConfig
     device: Device
-    located: Located
-    memory: dict[str, RoleMemory]  # by role, at its worst over the stages of the run
+    resolved: ResolvedRun
+    memory: dict[str, RoleMemory]  # by role
     demands: list[Demand]  # the tightest first
-    changes: list[Change]  # empty where everything fits
-    layouts: list[Layout]  # of each stage
+    changes: list[Change]  # empty if everything fits
+    layouts: list[Layout]  # one for each phase
     cost: Cost
 
     @property
     def fits(self) -> bool:
+        """True if every demand fits."""
         return all(demand.fits for demand in self.demands)
 
     @property
-    def mended(self) -> bool:
-        """Whether the changes make it fit."""
+    def fits_after_changes(self) -> bool:
+        """True if the run fits, or would fit after all changes."""
         return self.fits or (bool(self.changes) and self.changes[-1].demand.fits)
 
     def tree(self) -> dict[str, Any]:
-        """For `--json`: bytes, seconds, hours; money in the unit of the price."""
+        """Return the plan for `--json`: bytes, seconds, hours; money in the unit of the price."""
         cost = self.cost
         return {
             "name": self.config.name,
@@ -52,15 +53,15 @@ class Plan:
             "fits": self.fits,
             "memory": {
                 role: {
-                    "num_actors": found.num_actors,
-                    "place": found.place,
-                    "peak_bytes": found.peak,
-                    "phases": {
-                        phase.name: {part.name: part.size for part in phase.parts} | {"total": phase.total}
-                        for phase in found.phases
+                    "num_actors": memory.num_actors,
+                    "place": memory.place,
+                    "peak_bytes": memory.peak,
+                    "states": {
+                        state.name: {part.name: part.size for part in state.parts} | {"total": state.total}
+                        for state in memory.states
                     },
                 }
-                for role, found in self.memory.items()
+                for role, memory in self.memory.items()
             },
             "demands": [
                 {"where": d.where, "roles": d.roles, "needed_bytes": d.needed, "available_bytes": d.available}
@@ -96,14 +97,15 @@ def plan(
     runs: int = 1,
     price_per_gpu_hour: float | None = None,
 ) -> Plan:
-    """Memory, fit, placement, time and cost of a run. Starts no actor and writes nothing that stays.
+    """Return the plan of a run. Starts no actor and leaves no file.
 
     Args:
-        device: where it is to go; see `cluster.devices`.
-        num_rows: rows of data that is not on this machine.
-        runs: trials of a sweep over this config.
+        device: device that the roles will use; see `planning.devices`.
+        num_rows: number of rows of data that is not on this machine.
+        runs: number of trials of a sweep over this config.
+        price_per_gpu_hour: price of a GPU-hour, for the cost estimate.
     Raises:
-        UserError: what `raylign run` would say of the config and its files; a model that cannot be traced.
+        UserError: `raylign run` would refuse the config or its files, or the model cannot be traced.
     """
     if device.is_gpu and not config.uses_gpus:
         raise UserError(
@@ -113,22 +115,22 @@ def plan(
     if config.uses_gpus and not device.is_gpu:
         raise UserError(f"placement: roles have num_gpus, and {device.name} has no GPU; name one with --gpu")
     with tempfile.TemporaryDirectory(prefix="raylign-plan-") as scratch:
-        located = locate(config, Path(scratch), num_rows)
-        steps = steps_of(located.config, located.num_rows)
+        resolved = resolve_for_planning(config, Path(scratch), num_rows)
+        steps = count_steps(resolved.config, resolved.num_rows)
 
         def measure(changed: RunConfig) -> MemoryModel:
-            return MemoryModel(changed, located.rows, steps)
+            return MemoryModel(changed, resolved.profile, steps)
 
-        model = measure(located.config)
-        stages = located.config.phases
+        model = measure(resolved.config)
+        stages = resolved.config.phases
         found = demands(model, device)
         return Plan(
             config,
             device,
-            located,
+            resolved,
             {name: model.role(name) for name in dict.fromkeys(name for stage in stages for name in stage)},
             found,
-            [] if all(demand.fits for demand in found) else changes(measure, located.config, device),
-            [layout for _, layout in layouts(located.config)],
+            [] if all(demand.fits for demand in found) else changes(measure, resolved.config, device),
+            [layout for _, layout in layouts(resolved.config)],
             cost_of(model, device, runs, price_per_gpu_hour),
         )

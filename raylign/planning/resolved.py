@@ -1,5 +1,5 @@
-"""The config of a run with real paths in it, without running what it needs: a stage that is not done yet stands for the
-shape of what it will make."""
+"""The config of a run with real paths, without executing the stages that it needs: a stage that is still to be executed
+is replaced by the shape of its result."""
 
 from __future__ import annotations
 
@@ -10,50 +10,52 @@ from raylign.config import CollectConfig, RunConfig
 from raylign.controllers.run_folders import SUMMARY
 from raylign.controllers.stages import MODEL, Stage, output_name, plan, resolve
 from raylign.models.description import load_pretrained, load_tokenizer
-from raylign.planning.lengths import Rows, rows_of
+from raylign.planning.lengths import LengthProfile, measure_lengths
 
 
 @dataclass(frozen=True)
-class Located:
+class ResolvedRun:
+    """A run config with real paths, and the lengths and number of the rows that it reads."""
+
     config: RunConfig  # paths lead to files, or to the hub
-    rows: Rows
-    num_rows: int | None  # of its data; None if that is not here
+    profile: LengthProfile
+    num_rows: int | None  # None if the data is not on this machine
 
 
-def locate(config: RunConfig, scratch: Path, num_rows: int | None = None) -> Located:
-    """What a run would read.
+def resolve_for_planning(config: RunConfig, scratch: Path, num_rows: int | None = None) -> ResolvedRun:
+    """Return the run as its actors would get it.
 
     Args:
         scratch: an empty folder for the embedded task's files and for models that are still to be made; nothing is
             written elsewhere.
-        num_rows: rows of the data, if the caller knows better.
+        num_rows: number of rows of the data, if the caller knows it.
     Raises:
-        ConfigError, UserError, DataError: what `raylign run` would say of the config and its files.
+        ConfigError, UserError, DataError: `raylign run` would refuse the config or its files.
     """
-    return _locate(plan(config), scratch, num_rows)
+    return _resolve_stage(plan(config), scratch, num_rows)
 
 
-def _locate(stage: Stage, scratch: Path, num_rows: int | None = None) -> Located:
-    config = _resolved(stage, scratch)
+def _resolve_stage(stage: Stage, scratch: Path, num_rows: int | None = None) -> ResolvedRun:
+    config = _resolve_config(stage, scratch)
     source = stage.needs.get(stage.config.data.path)
     samples = None
     if source and isinstance(source.config.algorithm, CollectConfig) and not _is_done(source):
-        samples = _locate(source, scratch)
-    rows, found = rows_of(config, samples and samples.rows, samples and _written(samples))
-    return Located(config, rows, num_rows or found)
+        samples = _resolve_stage(source, scratch)
+    profile, known_rows = measure_lengths(config, samples and samples.profile, samples and _rows_to_write(samples))
+    return ResolvedRun(config, profile, num_rows or known_rows)
 
 
-def _resolved(stage: Stage, scratch: Path) -> RunConfig:
-    def made(needed: Stage) -> Path:
+def _resolve_config(stage: Stage, scratch: Path) -> RunConfig:
+    def result_of(needed: Stage) -> Path:
         if _is_done(needed):
             return needed.folder
         folder = scratch / needed.folder.name
         if not folder.exists() and output_name(needed.config) == MODEL:
-            _describe(_resolved(needed, scratch), folder / MODEL)
+            _describe(_resolve_config(needed, scratch), folder / MODEL)
         return folder
 
     elsewhere = stage.config.model_copy(update={"output_dir": str(scratch)})
-    config = resolve(Stage(elsewhere, stage.needs, stage.content), made)
+    config = resolve(Stage(elsewhere, stage.needs, stage.content), result_of)
     return config.model_copy(update={"output_dir": stage.config.output_dir})
 
 
@@ -61,8 +63,8 @@ def _is_done(stage: Stage) -> bool:
     return (stage.folder / SUMMARY).exists()
 
 
-def _written(samples: Located) -> int | None:
-    """Rows that a collect run will write."""
+def _rows_to_write(samples: ResolvedRun) -> int | None:
+    """Return the number of rows that a collect run will write, or None if it is unknown."""
     algorithm = samples.config.algorithm
     assert isinstance(algorithm, CollectConfig)
     if algorithm.rows is not None or samples.num_rows is None:
@@ -71,7 +73,7 @@ def _written(samples: Located) -> int | None:
 
 
 def _describe(config: RunConfig, folder: Path) -> None:
-    """A model folder without weights: learning changes no shapes."""
+    """Write a model folder without weights: learning changes no shapes."""
     from transformers import AutoConfig
 
     trust = {"trust_remote_code": config.model.trust_remote_code}

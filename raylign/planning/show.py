@@ -1,4 +1,4 @@
-"""A plan as a person reads it: tables of at most 100 columns, and with `--explain` the arithmetic line by line."""
+"""Print a plan for a person: tables of at most 100 columns, and with `--explain` the arithmetic line by line."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _PARTS = {
     "logits": "logits",
     "kv cache": "kv",
 }
-"""Columns, by the part they show."""
+"""Column titles, by the part that the column shows."""
 WIDTH = 100
 
 
 def show_plan(plan: Plan, explain: bool = False, console: Console | None = None) -> None:
-    """Print it."""
+    """Print a plan."""
     if console is None:
         usual = Console(highlight=False)
         console = Console(width=min(usual.width, WIDTH) if usual.is_terminal else WIDTH, highlight=False)
-    rows = plan.located.rows
+    profile = plan.resolved.profile
     console.print(
         f"[bold]{escape(plan.config.name)}[/bold] ({plan.config.algorithm.name}) on {plan.device.name}, "
-        f"{plan.device.memory / GIB:,.0f} GiB; rows of {rows.lengths.mean():,.0f} tokens, longest {rows.lengths.max():,} "
-        f"({escape(rows.origin)})"
+        f"{plan.device.memory / GIB:,.0f} GiB; rows of {profile.lengths.mean():,.0f} tokens, longest {profile.lengths.max():,} "
+        f"({escape(profile.origin)})"
     )
     console.print(_memory_table(plan))
     if explain:
@@ -47,12 +47,12 @@ def show_plan(plan: Plan, explain: bool = False, console: Console | None = None)
 
 def _memory_table(plan: Plan) -> Table:
     table = Table(
-        title="GiB of one actor in its worst phase", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        title="GiB of one actor in its largest state", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    for name in ("role", "phase", *_PARTS.values(), "other", "total"):
+    for name in ("role", "state", *_PARTS.values(), "other", "total"):
         table.add_column(name, justify="left" if name in ("role", "phase") else "right", no_wrap=True)
     for name, role in plan.memory.items():
-        parts = [role.of(part) for part in _PARTS]
+        parts = [role.part_size(part) for part in _PARTS]
         cells = [_gib(size) if size else "-" for size in (*parts, role.peak - sum(parts))]
         count = f" x {role.num_actors}" if role.num_actors > 1 else ""
         table.add_row(f"{name}{count}", role.worst.name, *cells, f"[bold]{_gib(role.peak)}[/bold]")
@@ -60,10 +60,10 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _explain(role: RoleMemory, console: Console) -> None:
-    for phase in role.phases:
-        mark = " (the worst)" if phase is role.worst and len(role.phases) > 1 else ""
-        console.print(f"{role.role}, {phase.name}{mark}: {_gib(phase.total)} GiB")
-        for part in phase.parts:
+    for state in role.states:
+        mark = " (the largest)" if state is role.worst and len(role.states) > 1 else ""
+        console.print(f"{role.role}, {state.name}{mark}: {_gib(state.total)} GiB")
+        for part in state.parts:
             console.print(f"  {part.size / 2**20:>10,.0f} MiB  {part.name}: {escape(part.how)}", soft_wrap=True)
 
 
@@ -75,24 +75,24 @@ def _show_fit(plan: Plan, console: Console) -> None:
     if plan.fits:
         return
     if not plan.changes:
-        console.print("no setting that plan knows would help; take a smaller model or a larger device")
+        console.print("no setting that plan knows would help; use a smaller model or a larger device")
         return
-    table = Table(title="change, one after another", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("set", "it costs", "then GiB", ""):
+    table = Table(title="changes, in this order", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("set", "cost", "then GiB", ""):
         table.add_column(name, justify="right" if name == "then GiB" else "left")
     for change in plan.changes:
         verdict = "fits" if change.demand.fits else ""
         table.add_row(escape("\n".join(change.settings)), change.cost, _gib(change.demand.needed), verdict)
     console.print(table)
-    if not plan.mended:
-        console.print("with all of them it still does not fit; take a smaller model or a larger device")
+    if not plan.fits_after_changes:
+        console.print("after all of these it still does not fit; use a smaller model or a larger device")
 
 
 def _show_placement(plan: Plan, console: Console) -> None:
     for number, layout in enumerate(plan.layouts, start=1):
-        stage = f" (stage {number} of {len(plan.layouts)})" if len(plan.layouts) > 1 else ""
+        phase = f" (phase {number} of {len(plan.layouts)})" if len(plan.layouts) > 1 else ""
         console.print(
-            f"placement{stage}: {len(layout.bundles)} bundles, {plan.config.placement.mode}, "
+            f"placement{phase}: {len(layout.bundles)} bundles, {plan.config.placement.mode}, "
             f"{plan.config.placement.strategy}: {_seats(layout)}"
         )
 
@@ -116,7 +116,7 @@ def _show_cost(plan: Plan, console: Console, explain: bool) -> None:
     step, hours = cost.step_seconds, cost.run_hours
     console.print(
         f"a step: about {step:,.1f} s ({step * LOW:,.1f} to {step * HIGH:,.1f}); "
-        f"a run of {cost.steps:,} steps: {hours:,.2f} h, {START:g} s of it to start"
+        f"a run of {cost.steps:,} steps: {hours:,.2f} h, including {START:g} s to start"
     )
     if cost.num_gpus:
         money = "" if cost.money is None else f", {cost.money:,.2f} at {cost.price:g} a GPU-hour"

@@ -1,8 +1,8 @@
-"""What a model holds while it works, measured without its memory: its own code runs on tensors that have no storage.
+"""Memory of a model's passes, measured without allocating it: the model's own code runs on tensors without storage.
 
 transformers builds the model under torch's FakeTensorMode, a pass of one micro-batch runs through it (attention kernels,
-autocast and recomputation included), and every storage is counted from its first to its last use. So the numbers are
-right for any architecture that transformers has, not only for those whose layers somebody wrote down.
+autocast and recomputation included), and every storage is counted from its first to its last use. So the numbers
+are right for every architecture that transformers has, not only for those that a formula describes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CPU = torch.device("cpu")  # where the pass is traced; kernels for a GPU keep t
 
 @dataclass(frozen=True)
 class Shape:
-    """A micro-batch."""
+    """Size of a micro-batch."""
 
     rows: int
     length: int  # padded tokens of a row
@@ -49,17 +49,18 @@ class Shape:
 
     @property
     def tokens(self) -> int:
+        """Padded tokens of all rows."""
         return self.rows * self.length
 
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes in bytes as one process holds them; nothing is split yet."""
+    """Sizes of a model, in bytes of one process, before it is split over ranks."""
 
     name: str
     num_parameters: int
-    num_body: int  # parameters that every token passes: without embeddings and head
-    num_head: int  # vocabulary x width, passed by completion tokens
+    num_body: int  # parameters that every token passes through: without embeddings and head
+    num_head: int  # vocabulary x width; only completion tokens pass through it
     num_layers: int
     width: int
     kv_elements: int  # keys and values of one token in all layers
@@ -71,32 +72,32 @@ class Model:
 
 @dataclass(frozen=True)
 class Pass:
-    """Bytes that a pass adds to weights and, where they are kept over passes, gradients."""
+    """Bytes that a pass adds to weights and to gradients that exist already."""
 
-    body: int  # saved for the backward pass by the layers (the largest layer's own, without one)
-    peak: int  # at the worst moment, body included
+    body: int  # what the layers keep for the backward pass; without one, what the largest layer uses
+    peak: int  # the most at any moment, body included
 
 
 class Skeleton:
     """A model without storage.
 
     Args:
-        model: what would be loaded.
+        model: the model that a run would load.
         head: logprobs for a language model; value and score for a head with one output.
     Raises:
-        UserError: transformers has no config of it, or cannot build it.
+        UserError: transformers has no config of the model, or cannot build it.
     """
 
     def __init__(self, model: ModelConfig, head: Head = "logprobs") -> None:
         self.config, self.head = model, head
         trust = {"trust_remote_code": model.trust_remote_code}
-        described = load_pretrained(AutoConfig, model.path, "model.path", revision=model.revision, **trust)
+        description = load_pretrained(AutoConfig, model.path, "model.path", revision=model.revision, **trust)
         if head != "logprobs":
-            described.num_labels = 1
+            description.num_labels = 1
         kind: Any = AutoModelForCausalLM if head == "logprobs" else AutoModelForSequenceClassification
         with torch.device("meta"):
             made = kind.from_config(
-                described, dtype=DTYPES[model.weights_dtype], attn_implementation=_traceable(model.attention), **trust
+                description, dtype=DTYPES[model.weights_dtype], attn_implementation=_traceable(model.attention), **trust
             )
             if model.lora:
                 add_adapter(made, model.lora)
@@ -106,13 +107,13 @@ class Skeleton:
         with self._mode:
             _fake(made)
         self._module: PreTrainedModel = made.train(model.dropout or model.gradient_checkpointing)
-        self.sizes = self._sizes(described)
-        # A pass of a large model takes seconds, and plans ask for it again and again.
+        self.sizes = self._sizes(description)
+        # A pass of a large model takes seconds, and a plan needs it many times.
         self._scored: dict[Shape, Pass] = {}
         self._trained: dict[tuple[Shape, bool, bool], Pass] = {}
 
     def forward(self, shape: Shape) -> Pass:
-        """A pass of scoring, under `inference_mode`."""
+        """Return the memory of a scoring pass, under `inference_mode`."""
         if shape not in self._scored:
             self._scored[shape] = self._forward(shape)
         return self._scored[shape]
@@ -127,12 +128,12 @@ class Skeleton:
         return Pass(counted.body, counted.peak)
 
     def training(self, shape: Shape, entropy: bool, accumulates: bool) -> Pass:
-        """A forward and backward pass.
+        """Return the memory of a forward and backward pass.
 
         Args:
-            entropy: whether the loss computes it too.
-            accumulates: whether gradients of an earlier micro-batch are there; else those that this pass makes count in
-                its peak.
+            entropy: the loss computes the entropy too.
+            accumulates: gradients of an earlier micro-batch exist; otherwise the peak includes those that this pass
+                makes.
         """
         key = (shape, entropy, accumulates)
         if key not in self._trained:
@@ -151,7 +152,7 @@ class Skeleton:
         return Pass(counted.body, counted.peak)
 
     def _loss(self, shape: Shape, entropy: bool, counted: _Storages) -> Tensor:
-        """As the learners compute it. Completion tokens are cut off rather than masked: a mask's count is data."""
+        """Compute a loss as the learners do. It selects completion tokens by number: a mask would need data."""
         tokens = torch.zeros(shape.rows, shape.length, dtype=torch.long)
         with autocast(_CPU, DTYPES[self.config.compute_dtype]):
             body: Any = self._module.base_model
@@ -169,8 +170,8 @@ class Skeleton:
             with torch.autocast("cpu", enabled=False):
                 return score(picked.to(next(score.parameters()).dtype)).float().sum()
 
-    def _sizes(self, described: Any) -> Model:
-        module, text = self._module, described.get_text_config()
+    def _sizes(self, description: Any) -> Model:
+        module, text = self._module, description.get_text_config()
         embedding: Any = module.get_input_embeddings()
         embedded = embedding.weight
         head: Any = module.get_output_embeddings() if self.head == "logprobs" else None
@@ -180,7 +181,7 @@ class Skeleton:
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         blocks = [child for child in module.modules() if isinstance(child, nn.ModuleList) and len(child) > 1]
         return Model(
-            name=described.model_type,
+            name=description.model_type,
             num_parameters=total,
             num_body=total - sum(p.numel() for p in outside.values()),
             num_head=head.weight.numel() if head is not None else 0,
@@ -195,7 +196,7 @@ class Skeleton:
 
 
 class _Storages(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make while they live."""
+    """Count of the bytes of all live storages that operations made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,8 +225,11 @@ class _Storages(TorchDispatchMode):
 
 @contextmanager
 def _tracing(path: str) -> Iterator[None]:
-    """As a learner's rows pass: not packed, which transformers would have to read from their values and so takes for
-    granted here, with a mask that no learner needs. What cannot be traced is told in one line, not in torch's log."""
+    """Trace rows as learners pass them, and turn failures of the tracer into one line instead of torch's log.
+
+    Learners' rows are not packed. transformers would have to read their values to see that; without values it assumes
+    packing, and builds a mask that no learner needs.
+    """
     log = logging.getLogger("torch._subclasses.fake_tensor")
     find = masking_utils.find_packed_sequence_indices
     log.disabled, masking_utils.find_packed_sequence_indices = True, lambda *_: None
@@ -234,16 +238,16 @@ def _tracing(path: str) -> Iterator[None]:
     except (RuntimeError, NotImplementedError) as e:
         raise UserError(
             f"model.path: the passes of {path} depend on its data (a mixture of experts does), so their memory "
-            "cannot be worked out before they run; plan with a dense model of its size"
+            "cannot be computed before they run; plan with a dense model of this size"
         ) from e
     finally:
         log.disabled, masking_utils.find_packed_sequence_indices = False, find
 
 
 def _fake(module: nn.Module) -> None:
-    """From meta tensors, on which autocast does nothing, to fake ones of the CPU; what is tied stays tied.
+    """Replace meta tensors, which autocast ignores, by fake CPU tensors; tied parameters stay tied.
 
-    (Not built as fake ones at once: peft moves the layers of an adapter, which those do not allow.)
+    (The model is not built from fake tensors directly: peft moves the layers of an adapter, which they do not allow.)
     """
     made: dict[int, nn.Parameter] = {}
     for owner in module.modules():
@@ -260,5 +264,5 @@ def _bytes(module: nn.Module, trained: bool) -> int:
 
 
 def _traceable(attention: str) -> str:
-    """flash_attention_2 needs its package and a GPU; what it keeps is what sdpa keeps."""
+    """Return an attention that runs here and keeps the same tensors: flash_attention_2 needs its package and a GPU."""
     return "sdpa" if attention == "flash_attention_2" else attention

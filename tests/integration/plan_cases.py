@@ -1,5 +1,5 @@
-"""Runs whose memory is measured and compared with what `raylign plan` says: models large enough that the libraries are
-not most of it, random weights, data of known lengths, few steps."""
+"""Runs whose measured memory is compared with the plan's: models large enough that libraries are not most of the memory,
+random weights, data of known lengths, few steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORDS = 16_000
 
 
 def make_model(folder: Path, **shape: int) -> Path:
-    """A Qwen2-shaped model with random weights and a tokenizer of one token a word."""
+    """Write a Qwen2-shaped model with random weights and a tokenizer of one token a word."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -48,7 +48,7 @@ def make_model(folder: Path, **shape: int) -> Path:
 
 
 def write_rows(file: Path, num_rows: int, prompt: int, completion: int) -> Path:
-    """Rows with all the columns that any algorithm reads, of exactly these lengths in tokens."""
+    """Write rows with the columns of all algorithms, of exactly these lengths in tokens."""
     rng = np.random.default_rng(0)
 
     def words(n: int) -> str:
@@ -67,7 +67,7 @@ def write_reward(file: Path) -> Path:
 
 
 def cases(folder: Path) -> dict[str, RunConfig]:
-    """The runs, by name; what they read is made in `folder`."""
+    """Return the runs by name, and make in `folder` what they read."""
     folder.mkdir(parents=True, exist_ok=True)
     small, large = make_model(folder / "small", **SMALL), make_model(folder / "large", **LARGE)
     prompts = write_rows(folder / "prompts.jsonl", 64, 64, 1)

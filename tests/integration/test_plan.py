@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(folder: Path, name: str, timeout: float) -> None:
-    """Run it, and compare every role's peak with the plan's."""
+    """Execute a run, and compare the peak of every role with the plan's."""
     config = cases(folder)[name]
     predicted = plan(config, MACHINE).memory
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -31,7 +31,7 @@ def check(folder: Path, name: str, timeout: float) -> None:
     measured = json.loads((done / "summary.json").read_text())["memory"]
     assert set(predicted) == set(measured)
     assert {role: predicted[role].peak for role in measured} == pytest.approx(
-        {role: found["peak_bytes"] for role, found in measured.items()}, rel=TOLERANCE
+        {role: peak["peak_bytes"] for role, peak in measured.items()}, rel=TOLERANCE
     )
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of `raylign plan`: traced sizes against real models, splits, fit, placement, cost."""
+"""The arithmetic of `raylign plan`: traced sizes against real models, splits, shards, fit, placement, cost."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 from raylign.cli import app
 from raylign.cluster.spec import parse_spec
 from raylign.config import ModelConfig, RunConfig
+from raylign.controllers.sampling import Sampling, Shard
 from raylign.errors import UserError
 from raylign.planning import devices
 from raylign.planning.fit import demands
-from raylign.planning.lengths import Rows
+from raylign.planning.lengths import LengthProfile
 from raylign.planning.memory import MemoryModel
 from raylign.planning.parts import MIB
 from raylign.planning.plan import plan
 from raylign.planning.trace import Shape, Skeleton
+from raylign.types import LongArray
 from tests.unit.tiny import tiny_tokenizer
 
 WIDE = {
@@ -41,7 +43,7 @@ WIDE = {
 
 
 def described(folder: Path, **options: Any) -> str:
-    """A model folder without weights: plan needs none."""
+    """Write a model folder without weights, which plan does not need."""
     Qwen2Config(**{**WIDE, **options}).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
@@ -78,7 +80,7 @@ GPU_ROLES = on_gpus("policy", "critic", "reference", "rollout")
 
 
 def saved_bytes(folder: str, shape: Shape) -> int:
-    """What autograd really keeps of the model's body, weights left out; each storage once."""
+    """Return the bytes that autograd really keeps of the model's body, without weights, each storage once."""
     config = Qwen2Config.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config).eval()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -136,11 +138,11 @@ def test_recomputing_saves_activations_and_adapters_save_gradients(tmp_path):
 
 
 def test_the_largest_pass_and_the_number_of_passes():
-    rows = Rows(np.array([10, 40, 20, 40]), np.array([5, 30, 10, 20]), 1, "here")
-    assert rows.largest(80, 4) == Shape(2, 40, 50)
-    assert rows.largest(80, 1) == Shape(1, 40, 30)
-    assert rows.passes(80, 4) == 2
-    pairs = Rows(np.array([10, 40]), np.array([10, 60]), 2, "here")
+    profile = LengthProfile(np.array([10, 40, 20, 40]), np.array([5, 30, 10, 20]), 1, "here")
+    assert profile.largest(80, 4) == Shape(2, 40, 50)
+    assert profile.largest(80, 1) == Shape(1, 40, 30)
+    assert profile.passes(80, 4) == 2
+    pairs = LengthProfile(np.array([10, 40]), np.array([10, 60]), 2, "here")
     assert pairs.largest(80, 2) == Shape(2, 40, 60)
     assert pairs.largest(80, 2, rows_per_item=1) == Shape(2, 40, 35)
 
@@ -155,9 +157,9 @@ def test_ranks_split_weights_gradients_and_moments(tmp_path, prompts):
             "critic": {"num_gpus": 1, "num_actors": 2},
         }
         config = ppo(folder, prompts, placement=placement, learner={"sharding": learner})
-        rows = Rows(np.full(8, 32), np.full(8, 16), 1, "here")
-        policy = MemoryModel(config, rows, 10).role("policy")
-        return {part.name: part.size for part in policy.phases[-1].parts}
+        profile = LengthProfile(np.full(8, 32), np.full(8, 16), 1, "here")
+        policy = MemoryModel(config, profile, 10).role("policy")
+        return {part.name: part.size for part in policy.states[-1].parts}
 
     whole, half = learning(), learning(strategy="fsdp")
     away = learning(strategy="fsdp", cpu_offload=True)
@@ -168,6 +170,38 @@ def test_ranks_split_weights_gradients_and_moments(tmp_path, prompts):
     assert "object store" not in whole  # the host's, not the GPU's
 
 
+class ShardRecorder(Sampling):
+    """Cuts steps into shards as a run does, without engines that sample them."""
+
+    def _shards(self, parts: list[tuple[LongArray, int]], version: int, first: int) -> list[Shard]:
+        return [Shard(rows, salt, {}, frozenset()) for rows, salt in parts]
+
+
+@pytest.mark.parametrize(
+    ("rollout", "num_engines", "largest"),
+    [
+        ({}, 2, 8),  # 16 prompts for 2 engines
+        ({"shards_per_step": 8}, 2, 2),
+        ({"elastic": {"max_engines": 8}}, 2, 2),  # the run cuts for the most engines that may come
+        ({"elastic": {"max_engines": 6}, "shards_per_step": 3}, 1, 3),
+    ],
+)
+def test_plan_cuts_a_step_into_the_shards_of_the_run(tmp_path, prompts, rollout, num_engines, largest):
+    config = ppo(
+        described(tmp_path / "m"),
+        prompts,
+        rollout=rollout,
+        placement={"rollout": {"num_actors": num_engines}},
+        algorithm={"prompts_per_step": 16, "samples_per_prompt": 4},
+    )
+    algorithm: Any = config.algorithm
+    nothing: Any = None  # actors, prompts and turns: only sampling itself uses them
+    run = ShardRecorder(config, nothing, algorithm, nothing, nothing)
+    shards = run.submit(0, [np.arange(16)], 0).shards
+    planned = MemoryModel(config, LengthProfile(np.full(8, 32), np.full(8, 16), 1, "here"), 10)
+    assert planned.shard_rows == 4 * max(len(shard.rows) for shard in shards) == 4 * largest
+
+
 def test_what_fits_and_what_would(tmp_path, prompts):
     big = described(
         tmp_path / "m", hidden_size=4096, intermediate_size=11008, num_hidden_layers=2, num_attention_heads=32
@@ -175,15 +209,15 @@ def test_what_fits_and_what_would(tmp_path, prompts):
     small = ppo(described(tmp_path / "s"), prompts, placement=GPU_ROLES)
     assert plan(small, devices.gpu("h100-80gb")).fits
     config = ppo(big, prompts, placement=GPU_ROLES)
-    found = plan(config, devices.gpu("6gib"))
-    assert not found.fits
-    assert found.mended
-    needed = [found.demands[0].needed, *(change.demand.needed for change in found.changes)]
-    assert found.changes[-1].demand.fits
-    assert not any(change.demand.fits for change in found.changes[:-1])
+    planned = plan(config, devices.gpu("6gib"))
+    assert not planned.fits
+    assert planned.fits_after_changes
+    needed = [planned.demands[0].needed, *(change.demand.needed for change in planned.changes)]
+    assert planned.changes[-1].demand.fits
+    assert not any(change.demand.fits for change in planned.changes[:-1])
     assert needed == sorted(needed, reverse=True)
-    # What is promised for the changes is what plan says of the changed config.
-    settings = {s.split("=")[0]: s.split("=")[1] for change in found.changes for s in change.settings}
+    # The plan of the changed config is what the changes promise.
+    settings = {s.split("=")[0]: s.split("=")[1] for change in planned.changes for s in change.settings}
     tree = config.model_dump()
     for place, value in settings.items():
         *sections, last = place.split(".")
@@ -201,27 +235,27 @@ def test_what_fits_and_what_would(tmp_path, prompts):
 
 def test_colocated_roles_take_turns(tmp_path, prompts):
     folder, device = described(tmp_path / "m"), devices.gpu("h100-80gb")
-    rows = Rows(np.full(8, 32), np.full(8, 16), 1, "here")
-    apart = demands(MemoryModel(ppo(folder, prompts, placement=GPU_ROLES), rows, 10), device)
+    profile = LengthProfile(np.full(8, 32), np.full(8, 16), 1, "here")
+    apart = demands(MemoryModel(ppo(folder, prompts, placement=GPU_ROLES), profile, 10), device)
     assert {d.roles for d in apart} == {("policy",), ("critic",), ("rollout",), ("reference",)}
     shared = ppo(folder, prompts, placement={**GPU_ROLES, "mode": "colocated"})
-    (together,) = demands(MemoryModel(shared, rows, 10), device)
+    (together,) = demands(MemoryModel(shared, profile, 10), device)
     engine = int(0.85 * device.memory)
-    reference = MemoryModel(shared, rows, 10).role("reference").peak
+    reference = MemoryModel(shared, profile, 10).role("reference").peak
     assert together.needed == engine + reference
 
 
 def test_cost_by_hand(tmp_path, prompts):
     config = ppo(described(tmp_path / "m"), prompts, placement=GPU_ROLES)
-    found = plan(config, devices.gpu("h100-80gb"), runs=4, price_per_gpu_hour=2.5)
+    planned = plan(config, devices.gpu("h100-80gb"), runs=4, price_per_gpu_hour=2.5)
     sizes = Skeleton(config.model).sizes
-    learn = next(work for work in found.cost.works if work.role == "policy" and work.how.startswith("learn"))
+    learn = next(work for work in planned.cost.works if work.role == "policy" and work.how.startswith("learn"))
     tokens = 8 * 32
     operations = 6 * (tokens * (sizes.num_body + 3 * 64 * 32) + 8 * 16 * sizes.num_head)
     assert learn.seconds == pytest.approx(operations / (0.40 * 989e12))
-    assert found.cost.num_gpus == 4
-    assert found.cost.gpu_hours == pytest.approx(4 * 4 * (90 + 10 * found.cost.step_seconds) / 3600)
-    assert found.cost.money == pytest.approx(2.5 * found.cost.gpu_hours)
+    assert planned.cost.num_gpus == 4
+    assert planned.cost.gpu_hours == pytest.approx(4 * 4 * (90 + 10 * planned.cost.step_seconds) / 3600)
+    assert planned.cost.money == pytest.approx(2.5 * planned.cost.gpu_hours)
 
 
 def test_data_that_is_not_here_is_taken_from_the_limits(tmp_path):
@@ -231,9 +265,9 @@ def test_data_that_is_not_here_is_taken_from_the_limits(tmp_path):
     device = devices.Device("a machine", 2**35, 1e12, 1e11, 2e10, is_gpu=False)
     with pytest.raises(UserError, match=r"^data\.path: someone/pairs is not on this machine.*--rows$"):
         plan(far, device)
-    found = plan(far, device, num_rows=640)
-    assert found.cost.steps == 10
-    assert found.located.rows.lengths.max() == 200
+    planned = plan(far, device, num_rows=640)
+    assert planned.cost.steps == 10
+    assert planned.resolved.profile.lengths.max() == 200
 
 
 def test_stages_that_were_not_run_are_planned_and_leave_nothing(tmp_path, prompts):
@@ -253,10 +287,10 @@ def test_stages_that_were_not_run_are_planned_and_leave_nothing(tmp_path, prompt
         "algorithm": {"name": "dpo", "batch_size": 8},
     }
     device = devices.Device("a machine", 2**35, 1e12, 1e11, 2e10, is_gpu=False)
-    found = plan(RunConfig.model_validate(tree), device)
-    assert found.cost.steps == 4
-    assert set(found.located.rows.lengths) == {16 + 24}
-    assert set(found.memory) == {"policy", "reference"}
+    planned = plan(RunConfig.model_validate(tree), device)
+    assert planned.cost.steps == 4
+    assert set(planned.resolved.profile.lengths) == {16 + 24}
+    assert set(planned.memory) == {"policy", "reference"}
     assert not runs.exists()
 
 
@@ -284,7 +318,7 @@ def test_a_cluster_names_its_gpu():
         devices.of_cluster(parse_spec(tree))
 
 
-def test_gpus_on_one_side_only_are_told(tmp_path, prompts):
+def test_gpus_on_one_side_only_are_refused(tmp_path, prompts):
     folder = described(tmp_path / "m")
     with pytest.raises(UserError, match=r"^placement: no role has a GPU"):
         plan(ppo(folder, prompts), devices.gpu("h100"))
@@ -307,8 +341,8 @@ def test_the_command(tmp_path, prompts):
     assert tree["fits"]
     assert tree["money"] == pytest.approx(2 * tree["gpu_hours"])
     policy = tree["memory"]["policy"]
-    phase = max(policy["phases"].values(), key=lambda phase: phase["total"])
-    assert policy["peak_bytes"] == phase["total"] == sum(v for k, v in phase.items() if k != "total")
+    state = max(policy["states"].values(), key=lambda state: state["total"])
+    assert policy["peak_bytes"] == state["total"] == sum(v for k, v in state.items() if k != "total")
     assert [list(stage["seats"]) for stage in tree["placement"]] == [list(phase) for phase in config.phases]
 
 
