@@ -51,11 +51,13 @@ def describe() -> dict[str, Any]:
     }
 
 
-def look(node: str, folder: str, seal: str, peers: Sequence[tuple[str, str, int]], dashboard: str) -> dict[str, Any]:
+def inspect_node(
+    node: str, folder: str, seal: str, peers: Sequence[tuple[str, str, int]], dashboard: str
+) -> dict[str, Any]:
     """What a node says; to be run there. It leaves a file in `folder`, which `leave` removes.
 
     Args:
-        folder: where the driver has left `mark(seal, "driver")`; empty if it could not.
+        folder: where the driver has left `marker_name(seal, "driver")`; empty if it could not.
         peers: (name, host, port) of what every node must reach.
         dashboard: host:port, if it is this node that serves it.
     Returns:
@@ -65,8 +67,8 @@ def look(node: str, folder: str, seal: str, peers: Sequence[tuple[str, str, int]
     problem, sees_driver = "", False
     if folder:
         try:
-            Path(folder, mark(seal, node)).write_text(seal)
-            sees_driver = appears(Path(folder, mark(seal, "driver")), seal)
+            Path(folder, marker_name(seal, node)).write_text(seal)
+            sees_driver = wait_for_file(Path(folder, marker_name(seal, "driver")), seal)
         except OSError as e:
             problem = e.strerror or str(e)
     with ThreadPoolExecutor(16) as threads:
@@ -80,18 +82,18 @@ def look(node: str, folder: str, seal: str, peers: Sequence[tuple[str, str, int]
     }
 
 
-def leave(node: str, folder: str, seal: str) -> float:
+def clean_up(node: str, folder: str, seal: str) -> float:
     """Remove the file of this node, where its own storage keeps it. Returns the node's time, for the clock."""
     if folder:
-        Path(folder, mark(seal, node)).unlink(missing_ok=True)
+        Path(folder, marker_name(seal, node)).unlink(missing_ok=True)
     return time.time()
 
 
-def mark(seal: str, who: str) -> str:
+def marker_name(seal: str, who: str) -> str:
     return f".raylign-doctor-{seal}-{who[:16]}"
 
 
-def appears(file: Path, text: str, wait: float = STORAGE_SECONDS) -> bool:
+def wait_for_file(file: Path, text: str, wait: float = STORAGE_SECONDS) -> bool:
     """Whether the file is there with this text, now or within `wait` seconds."""
     deadline = time.monotonic() + wait
     while True:

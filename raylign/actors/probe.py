@@ -38,7 +38,7 @@ def look_over(folder: str, seconds: float) -> dict[str, Any]:
         folder: where a file of each node and of the driver is left for a moment, for the others to find; empty: none.
         seconds: for all nodes to answer.
     Returns:
-        `nodes`: `node_facts.look` of each that answered, and `name`, `driver_sees` (its file),
+        `nodes`: `node_facts.inspect_node` of each that answered, and `name`, `driver_sees` (its file),
         `num_gpus` and `object_store` (that Ray counts there), `clock` (seconds it is ahead of the driver) and
         `clock_error` (what the way there and back leaves open); the last two are None where it took too long.
         `silent`: why the others did not, by name.
@@ -52,12 +52,15 @@ def look_over(folder: str, seconds: float) -> dict[str, Any]:
     calls = {n: (n, folder, seal, peers, dashboard if _HEAD in of["Resources"] else "") for n, of in alive.items()}
     try:
         if folder:
-            Path(folder, node_facts.mark(seal, "driver")).write_text(seal)
-        said, silent = _ask(node_facts.look, calls, seconds)
-        seen = {n: bool(folder) and node_facts.appears(Path(folder, node_facts.mark(seal, n)), seal) for n in said}
+            Path(folder, node_facts.marker_name(seal, "driver")).write_text(seal)
+        said, silent = _ask(node_facts.inspect_node, calls, seconds)
+        seen = {
+            n: bool(folder) and node_facts.wait_for_file(Path(folder, node_facts.marker_name(seal, n)), seal)
+            for n in said
+        }
         clocks = {n: _clock(n, folder, seal) for n in said}  # one after the other: a wait in a queue is no clock
     finally:
-        for file in Path(folder).glob(node_facts.mark(seal, "*")) if folder else ():
+        for file in Path(folder).glob(node_facts.marker_name(seal, "*")) if folder else ():
             file.unlink(missing_ok=True)
     nodes = [
         {
@@ -94,7 +97,7 @@ def _ask(what: Any, calls: Mapping[str, tuple[Any, ...]], seconds: float) -> tup
 def _clock(node: str, folder: str, seal: str, seconds: float = 10.0) -> tuple[float | None, float | None]:
     """Seconds the node is ahead, give or take the second number; its worker is warm from `look`."""
     sent = time.time()
-    said, _ = _ask(node_facts.leave, {node: (node, folder, seal)}, seconds)
+    said, _ = _ask(node_facts.clean_up, {node: (node, folder, seal)}, seconds)
     back = time.time()
     return (said[node] - (sent + back) / 2, (back - sent) / 2) if said else (None, None)
 

@@ -93,7 +93,7 @@ def test_an_open_cluster_whose_node_has_other_storage(tmp_path):
 def test_what_nodes_run_needs_no_raylign_there():
     register_pickle_by_value(node_facts)
     try:
-        sent = dumps((node_facts.look, ("node", "", "seal", [], "")))
+        sent = dumps((node_facts.inspect_node, ("node", "", "seal", [], "")))
     finally:
         unregister_pickle_by_value(node_facts)
     there = (

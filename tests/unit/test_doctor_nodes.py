@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from raylign.actors.node_facts import appears, cannot_connect, describe, look, mark, version_of, versions
+from raylign.actors.node_facts import (
+    cannot_connect,
+    describe,
+    inspect_node,
+    marker_name,
+    version_of,
+    versions,
+    wait_for_file,
+)
 from raylign.doctor.dashboard import check_dashboard
 from raylign.doctor.finding import GIB, Finding
 from raylign.doctor.nodes import read
@@ -139,23 +147,23 @@ def test_an_open_dashboard_is_a_fault(tmp_path, hosts, status, verdict):
 
 
 def test_a_node_tells_what_it_sees(tmp_path):
-    Path(tmp_path, mark("seal", "driver")).write_text("seal")
+    Path(tmp_path, marker_name("seal", "driver")).write_text("seal")
     (closed,) = [port for port in [free_port()] if cannot_connect("127.0.0.1", port)]
-    said = look("node", str(tmp_path), "seal", [("gone", "127.0.0.1", closed)], "")
+    said = inspect_node("node", str(tmp_path), "seal", [("gone", "127.0.0.1", closed)], "")
     assert (said["output"], said["sees_driver"], said["dashboard"]) == ("", True, None)
     assert said["unreachable"] == ["gone (Connection refused)"]
-    assert Path(tmp_path, mark("seal", "node")).read_text() == "seal"
+    assert Path(tmp_path, marker_name("seal", "node")).read_text() == "seal"
     assert said["versions"] == versions() == describe()["versions"]
     assert said["versions"]["ray"] == version_of("ray")
     json.dumps(said)
 
 
 def test_a_folder_that_is_not_there_or_another(tmp_path):
-    said = look("node", str(tmp_path / "none"), "seal", [], "")
+    said = inspect_node("node", str(tmp_path / "none"), "seal", [], "")
     assert said["output"] == "No such file or directory"
     Path(tmp_path, "other").write_text("of an earlier look")
-    assert not appears(tmp_path / "other", "seal", wait=0.1)
-    assert not appears(tmp_path / "none", "seal", wait=0.1)
+    assert not wait_for_file(tmp_path / "other", "seal", wait=0.1)
+    assert not wait_for_file(tmp_path / "none", "seal", wait=0.1)
 
 
 def free_port() -> int:
