@@ -34,7 +34,7 @@ __all__ = [
 if TYPE_CHECKING:
     from raylign.actors.session import ray_session
     from raylign.config import RunConfig, load_config, parse_config
-    from raylign.config.draw import load_sweep
+    from raylign.config.search_space import load_sweep
     from raylign.controllers.run import RunResult, run
     from raylign.controllers.show import samples_table
     from raylign.rollout.engine import Completion, RolloutEngine
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "raylign.actors.session": ("ray_session",),
     "raylign.config": ("RunConfig", "load_config", "parse_config"),
-    "raylign.config.draw": ("load_sweep",),
+    "raylign.config.search_space": ("load_sweep",),
     "raylign.controllers.run": ("RunResult", "run"),
     "raylign.controllers.show": ("samples_table",),
     "raylign.rollout.engine": ("Completion", "RolloutEngine"),

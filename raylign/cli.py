@@ -36,15 +36,15 @@ Overrides = Annotated[
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the newest run of this name.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the newest run of this name.")] = False,
     quiet: Annotated[bool, typer.Option(help="Print only the result.")] = False,
 ) -> None:
-    """Execute a run, and the runs it needs, to the end."""
+    """Execute a run, after the runs that it needs."""
     from raylign.config import load_config
     from raylign.config.graph import check_graph
 
     loaded = load_config(config, overrides or ())
-    check_graph(loaded)  # a mistake in a needed config is told before the libraries are in
+    check_graph(loaded)  # report a mistake in a needed config before the slow imports
     quiet_libraries()
     from raylign.controllers.run import run as execute
     from raylign.controllers.show import show_result
@@ -55,34 +55,36 @@ def run(
 @app.command()
 def sweep(
     config: Annotated[Path, typer.Argument(help="Sweep (YAML).", show_default=False)],
-    resume: Annotated[bool, typer.Option(help="Go on with the newest sweep of this name.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the newest sweep of this name.")] = False,
     quiet: Annotated[bool, typer.Option(help="Print only the result.")] = False,
 ) -> None:
-    """Execute a run with many settings, as many at a time as there is room for, and say which is best."""
-    from raylign.config.draw import load_sweep
+    """Run a config with many settings, as many at a time as the cluster has room for, and report the best."""
+    from raylign.config.search_space import load_sweep
 
-    loaded = load_sweep(config)  # a mistake is told before the libraries are in
+    loaded = load_sweep(config)  # report a mistake before the slow imports
     quiet_libraries()
-    from raylign.tuning.sweep import show
+    from raylign.tuning.sweep import show_results
     from raylign.tuning.sweep import sweep as execute
 
-    show(loaded, execute(loaded, resume=resume, quiet=quiet))
+    show_results(loaded, execute(loaded, resume=resume, quiet=quiet))
 
 
 @app.command()
 def generate(
     config: ConfigFile,
     overrides: Overrides = None,
-    samples: Annotated[int | None, typer.Option(help="Completions of each prompt.", show_default="8")] = None,
-    keep: Annotated[str | None, typer.Option(help="best of each prompt, pairs, or all.", show_default="best")] = None,
-    rows: Annotated[int | None, typer.Option(help="Rows to write.", show_default="every prompt once")] = None,
+    samples: Annotated[int | None, typer.Option(help="Completions per prompt.", show_default="8")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Completions to keep: best of each prompt, pairs, or all.", show_default="best")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows to write.", show_default="one pass over the prompts")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this .jsonl or .parquet file.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the newest run of this name.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the newest run of this name.")] = False,
     quiet: Annotated[bool, typer.Option(help="Print only the result.")] = False,
 ) -> None:
     """Sample the model of a run, score the samples with its reward, and write them as a dataset.
 
-    A collect config has its own samples, keep and rows.
+    A collect config sets samples, keep and rows itself; the options override them.
     """
     from raylign.config.generate import generate_config
     from raylign.config.graph import check_graph
@@ -100,7 +102,7 @@ def generate(
 
 @app.command()
 def validate(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Check a config, and the configs it needs, without starting anything."""
+    """Check a config, and the configs that it needs, without starting anything."""
     from raylign.config import load_config
     from raylign.config.graph import check_graph
 
@@ -285,13 +287,13 @@ def split_list(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 failed, 2 the input must be mended, 130 stopped."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped."""
     try:
         result: Any = app(args, standalone_mode=True)
     except RaylignError as e:
         print("\n".join(f"raylign: {line}" for line in str(e).splitlines()), file=sys.stderr)
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
-        print("raylign: stopped at once; the last commit is whole", file=sys.stderr)
+        print("raylign: stopped at once; the last commit is intact", file=sys.stderr)
         sys.exit(130)
     sys.exit(result or 0)

@@ -19,13 +19,13 @@ def budget_settings(budget: BudgetConfig | None, config: RunConfig, steps: int |
     Raises:
         ConfigError: the budget is too small for one step.
     """
-    if budget is None or (budget.per == "device_seconds" and steps is None):
+    if budget is None or (budget.unit == "device_seconds" and steps is None):
         return {}
-    number = steps if budget.per == "device_seconds" else int(budget.of_each / cost_of_step(budget, config))
+    number = steps if budget.unit == "device_seconds" else int(budget.amount / cost_of_step(budget, config))
     if not number:
         raise ConfigError(
             [
-                f"budget.of_each: {budget.of_each} {budget.per} are too few for one step of {config.name}, which takes "
+                f"budget.amount: {budget.amount} {budget.unit} are too few for one step of {config.name}, which takes "
                 f"{cost_of_step(budget, config):,}; raise the budget, or make the batches of that run smaller"
             ]
         )
@@ -44,4 +44,4 @@ def cost_of_step(budget: BudgetConfig, config: RunConfig) -> int:
         assert isinstance(algorithm, OfflineConfig)  # plan_runs refuses collect, which learns nothing
         updates = 1
         completions = algorithm.batch_size * algorithm.samples_per_item
-    return updates if budget.per == "optimizer_steps" else completions * config.rollout.sampling.max_tokens
+    return updates if budget.unit == "optimizer_steps" else completions * config.rollout.sampling.max_tokens

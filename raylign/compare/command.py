@@ -55,7 +55,7 @@ def with_measured_steps(comparison: Comparison, note: Callable[[str], None]) -> 
     Other budgets need no pilot.
     """
     spec, recipes, folder = comparison.spec, comparison.recipes, comparison.folder
-    if spec.budget is None or spec.budget.per != "device_seconds":
+    if spec.budget is None or spec.budget.unit != "device_seconds":
         return comparison
     steps = measured_steps(spec, recipes, folder, note)
     return replace(comparison, planned=expand_runs(spec, recipes, folder, steps))

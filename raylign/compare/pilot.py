@@ -36,7 +36,7 @@ def measured_steps(
         (result,) = run_trials([Trial(short.id, short.config)], folder / "pilot", note=note)
         if result.folder is None:
             raise RaylignError(f"the pilot of {recipe.method.name} failed: {result.error}")
-        steps[recipe.method.name] = steps_within(spec.budget.of_each, result.folder, recipe.method.name)
+        steps[recipe.method.name] = steps_within(spec.budget.amount, result.folder, recipe.method.name)
     file.write_text(json.dumps(steps, indent=1))
     return steps
 
@@ -53,7 +53,7 @@ def steps_within(device_seconds: float, folder: Path, method: str) -> int:
     if number < 1:
         raise ConfigError(
             [
-                f"budget.of_each: {device_seconds:g} device-seconds are too few for one step of {method}: its start alone takes "
+                f"budget.amount: {device_seconds:g} device-seconds are too few for one step of {method}: its start alone takes "
                 f"{fixed:.0f}; raise the budget"
             ]
         )

@@ -1,9 +1,9 @@
-"""The one base of every config class."""
+"""Base class of all config classes."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """Frozen, closed, and documented: the docstring under a field is its description in the JSON Schema."""
+    """Base of all configs: immutable, without unknown keys; the docstring under a field is its JSON Schema description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)

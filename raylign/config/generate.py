@@ -1,4 +1,4 @@
-"""From any run config to the collect run that samples its model, on its prompts, for its reward."""
+"""Turn any run config into a collect run that samples its model on its prompts and scores with its reward."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ def generate_config(
     keep: str | None = None,
     rows: int | None = None,
 ) -> RunConfig:
-    """The run `<name>-generate`: `collect` in the place of the config's own algorithm, without evaluation or reference.
+    """Load a run config as the run `<name>-generate`, with the algorithm `collect` and no evaluation or reference.
 
-    A collect config keeps its algorithm and takes the options that are given. Of any other algorithm
-    `prompts_per_step` is kept; there samples, keep and rows are 8, best and None (every prompt once) if not given.
+    The algorithm of a collect config is kept, changed only by the options given. Of another algorithm only
+    `prompts_per_step` is kept; samples, keep and rows are then 8, best and None (one pass over the prompts) unless given.
 
     Args:
-        path: YAML file; it needs model, data and reward.
+        path: YAML file with model, data and reward.
         overrides: `dotted.key=value` of the collect run, applied last.
+        samples: completions per prompt.
+        keep: completions to keep of each prompt: best, pairs or all.
+        rows: number of rows to write.
     Raises:
-        ConfigError: see `load_config`; an option is named in the place of a line.
+        ConfigError: see `load_config`; a wrong option is named instead of a line.
     """
     tree, lines = read_tree(path)
     options = {"samples_per_prompt": ("--samples", samples), "keep": ("--keep", keep), "rows": ("--rows", rows)}
@@ -43,11 +46,14 @@ def generate_config(
     name = {"name": f"{tree['name']}-generate"} if isinstance(tree.get("name"), str) else {}
     for override in overrides:
         if override.partition("=")[0].strip() in ("algorithm", "algorithm.name"):
-            raise ConfigError([f"override {override!r}: generate is always collect; leave it out, or use raylign run"])
+            raise ConfigError(
+                [f"override {override!r}: generate always uses collect; leave it out, or use raylign run"]
+            )
     return build_config(path, kept | name | {"algorithm": algorithm}, lines, overrides)
 
 
 def _collect(given: Any, lines: Lines) -> dict[str, Any]:
+    """Return the algorithm section of the collect run, and forget the lines of a section that it replaces."""
     if isinstance(given, dict) and given.get("name") == "collect":
         return dict(given)
     prompts = given.get("prompts_per_step") if isinstance(given, dict) else None

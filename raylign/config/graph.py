@@ -1,4 +1,4 @@
-"""The runs that a run needs: its `run:` paths, followed to the end and checked before anything is executed."""
+"""Follow the `run:` paths of a config to the runs that it needs, and check them before anything is executed."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ TASK_DATA = ("corpus", "prompts", "eval_prompts")
 
 
 def upstream_configs(config: RunConfig, chain: tuple[str, ...] = ()) -> dict[str, RunConfig]:
-    """Configs named by the `run:` paths of `config`, by that path, with what they take from it.
+    """Load the configs that the `run:` paths of `config` name, by path, with the settings that they take from it.
 
     An upstream run takes `output_dir`, `rollout.engine` and, if it has a task of the same name, `task` from the run
-    that needs it: with another task seed or engine, the whole graph is of that seed or engine. The run's own `seed`
-    is not handed down, so that runs which differ in seed share their start.
+    that needs it, so that one task seed and one engine apply to the whole graph. The run's own `seed` is not passed on,
+    so that runs that differ only in seed start from the same model.
 
     Raises:
-        ConfigError: a config is missing or wrong, needs itself, or it (or the task) does not make what is asked of it.
+        ConfigError: a config is missing, wrong, or needs itself, or an upstream run or the task does not produce what is
+            needed from it.
     """
-    found = {}
+    upstreams = {}
     for place, value in config.sources():
         if value.startswith("task:"):
             _check_task_has(place, value)
         if not value.startswith("run:"):
             continue
         if value in chain:
-            raise ConfigError([f"{place}: {value} needs itself: {' -> '.join([*chain, value])}; break the circle"])
+            raise ConfigError([f"{place}: {value} needs itself: {' -> '.join([*chain, value])}; remove the cycle"])
         upstream = load_config(value.removeprefix("run:"))
         _check_makes(upstream, place, value)
         _check_keeps(config, upstream, place, value)
-        handed: dict[str, object] = {"output_dir": config.output_dir}
+        inherited: dict[str, object] = {"output_dir": config.output_dir}
         if upstream.task and config.task and upstream.task.name == config.task.name:
-            handed["task"] = config.task
+            inherited["task"] = config.task
         if config.rollout.engine != "auto":
-            handed["rollout"] = upstream.rollout.model_copy(update={"engine": config.rollout.engine})
-        found[value] = upstream.model_copy(update=handed)
-    return found
+            inherited["rollout"] = upstream.rollout.model_copy(update={"engine": config.rollout.engine})
+        upstreams[value] = upstream.model_copy(update=inherited)
+    return upstreams
 
 
 def check_graph(config: RunConfig, chain: tuple[str, ...] = ()) -> list[str]:
-    """Names of all runs that `config` needs, in an order in which they can be executed."""
+    """Return the names of all runs that `config` needs, in an order in which they can be executed."""
     names: list[str] = []
     for value, upstream in upstream_configs(config, chain).items():
         for name in [*check_graph(upstream, (*chain, value)), upstream.name]:
@@ -52,7 +53,7 @@ def check_graph(config: RunConfig, chain: tuple[str, ...] = ()) -> list[str]:
 
 def _check_task_has(place: str, value: str) -> None:
     if place.endswith("reward.path"):
-        raise ConfigError([f"{place}: {value} is no model; for the true reward of the task write {{type: task}}"])
+        raise ConfigError([f"{place}: {value} is not a model; for the true reward of the task write {{type: task}}"])
     known = TASK_DATA if place.endswith("data.path") else ("model",)
     if value.removeprefix("task:") not in known:
         raise ConfigError([f"{place}: the task has no {value} for this; write task:{' or task:'.join(known)}"])
@@ -70,12 +71,14 @@ def _check_makes(upstream: RunConfig, place: str, value: str) -> None:
     if place == "algorithm.critic.path":
         fits = fits or makes == "reward_model"
     if not fits:
-        raise ConfigError([f"{place}: {value} is a {name} run; needed is {wanted}"])
+        raise ConfigError([f"{place}: {value} is a {name} run; this key needs {wanted}"])
 
 
 def _check_keeps(config: RunConfig, upstream: RunConfig, place: str, value: str) -> None:
-    """Pairs for those that compare, completions for sft; every dataset has prompts. Renamed columns are left to the
-    loader: with {completion: chosen} pairs are completions."""
+    """Check that a collected dataset has the pairs or completions that its reader needs.
+
+    With renamed columns nothing is checked here: {completion: chosen} makes completions of pairs.
+    """
     if not isinstance(upstream.algorithm, CollectConfig):
         return
     keep, reader = upstream.algorithm.keep, config.algorithm
@@ -91,4 +94,4 @@ def _check_keeps(config: RunConfig, upstream: RunConfig, place: str, value: str)
         )
     if reader.reads == "sequences" and keep == "pairs":
         fix = "set algorithm.keep: best there, or data.columns: {completion: chosen, finished: chosen_finished} here"
-        raise ConfigError([f"{place}: {value} keeps pairs, and {reader.name} learns single completions; {fix}"])
+        raise ConfigError([f"{place}: {value} keeps pairs, and {reader.name} trains on single completions; {fix}"])

@@ -1,4 +1,4 @@
-"""How the ranks of a learner split its model and its batches."""
+"""Settings of a learner: how its ranks split the model and the batches."""
 
 from typing import Literal
 
@@ -8,21 +8,21 @@ from raylign.config.base import Config
 
 
 class ShardingConfig(Config):
-    """How the ranks of a learner (`placement.policy.num_actors`, and the critic's) hold its model."""
+    """Distribution of a learner's model over its ranks (`placement.policy.num_actors`, and the critic's)."""
 
     strategy: Literal["replicate", "fsdp"] = "replicate"
-    """replicate: a whole copy on every rank, gradients summed. fsdp: weights, gradients and optimizer split over the
-    ranks (FSDP2), gathered layer by layer when they are needed."""
+    """replicate: every rank has a full copy, and gradients are summed. fsdp: weights, gradients and optimizer state are
+    split over the ranks (FSDP2) and gathered layer by layer when needed."""
     shard_size: int | None = Field(default=None, ge=2)
-    """Ranks that hold one copy of the model between them (HSDP); all of them if not set."""
+    """Number of ranks that share one copy of the model (HSDP); all ranks if not set."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """Ranks that split every matrix by the model's own plan, for layers too large for one GPU."""
+    """Number of ranks that split every matrix, by the model's own plan, for layers too large for one GPU."""
     cpu_offload: bool = False
-    """Keep the shards of weights, gradients and optimizer in the host's memory between uses."""
+    """Keep the shards of weights, gradients and optimizer state in host memory between uses."""
 
     @property
     def splits_model(self) -> bool:
-        """Whether several ranks hold one copy of the model between them."""
+        """True if several ranks share one copy of the model."""
         return self.strategy == "fsdp" or self.tensor_parallel > 1
 
     @model_validator(mode="after")
@@ -36,9 +36,11 @@ class ShardingConfig(Config):
 
 
 class LearnerConfig(Config):
-    """What policy, critic and reward-model learners share."""
+    """Settings that policy, critic and reward-model learners share."""
 
     micro_batch_tokens: int | None = Field(default=None, ge=1)
-    """Padded tokens in one forward and backward pass; batches are split by length to stay below it. If not set, 16,384
-    on a GPU and 2,048 on a CPU, where small passes stay in cache and pad less (docs/performance.md)."""
+    """Largest number of padded tokens in one forward and backward pass; batches are split by length to stay below it. If
+    not set, 16,384 on a GPU and 2,048 on a CPU, where small passes stay in cache and need less padding
+    (docs/performance.md)."""
     sharding: ShardingConfig = ShardingConfig()
+    """Distribution of the model over the learner's ranks."""

@@ -1,4 +1,4 @@
-"""YAML + `a.b=c` overrides -> RunConfig, with errors that name the line and the dotted path."""
+"""Load configs from YAML and `dotted.key=value` overrides, with errors that name the line and the key."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from raylign.errors import ConfigError
 
 C = TypeVar("C", bound=Config)
 Loc = tuple[str | int, ...]
+
+RENAMED = {
+    "budget.of_each": "budget.amount",
+    "budget.per": "budget.unit",
+    "budget.seconds": "budget.max_seconds",
+    "budget.trials": "budget.max_trials",
+}
+"""New dotted key of each renamed key. The old key is an error that names the new one, if the config has the new one."""
 
 
 class Lines(dict[Loc, str | int]):
@@ -42,8 +50,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_tree(path: str | Path, what: str = "a run config") -> tuple[dict[str, Any], Lines]:
-    """The mapping that a file holds, unchecked, and where each of its keys stands; `what` it is meant to be.
+    """Read a YAML file without checking its keys.
 
+    Args:
+        path: the file.
+        what: the kind of config, for the error message.
+    Returns:
+        The mapping in the file, and the line of each of its keys.
     Raises:
         ConfigError: unreadable file, bad YAML, or not a mapping.
     """
@@ -66,7 +79,7 @@ def read_tree(path: str | Path, what: str = "a run config") -> tuple[dict[str, A
 
 
 def build_config(path: str | Path, tree: dict[str, Any], lines: Lines, overrides: Sequence[str]) -> RunConfig:
-    """Apply the overrides to the tree of a file, and validate it. Raises: see `load_config`."""
+    """Apply overrides to the tree of a file and validate it. Raises: see `load_config`."""
     for text in overrides:
         _override(tree, lines, text)
     return parse_config(anchor(tree, Path(path).resolve().parent), str(path), lines)
@@ -78,7 +91,7 @@ def parse_config(tree: dict[str, Any], source: str = "config", lines: Lines | No
 
 
 def parse_as(kind: type[C], tree: dict[str, Any], source: str, lines: Lines | None = None) -> C:
-    """Validate nested dicts as another kind of config, with errors of the same form.
+    """Validate nested dicts as a given kind of config, with errors of the same form as `load_config`.
 
     Raises:
         ConfigError: one line for each fault.
@@ -86,11 +99,12 @@ def parse_as(kind: type[C], tree: dict[str, Any], source: str, lines: Lines | No
     try:
         return kind.model_validate(tree)
     except ValidationError as e:
-        raise ConfigError([_explain(kind, fault, source, lines or Lines()) for fault in e.errors()]) from None
+        faults = _without_consequences(kind, e.errors())
+        raise ConfigError([_explain(kind, fault, source, lines or Lines()) for fault in faults]) from None
 
 
 def anchor(node: Any, folder: Path) -> Any:
-    """`run:other.yaml` is meant beside the config that says it."""
+    """Make every `run:other.yaml` in a tree absolute; such paths are relative to the config that contains them."""
     if isinstance(node, dict):
         return {key: anchor(value, folder) for key, value in node.items()}
     if isinstance(node, str) and node.startswith("run:"):
@@ -115,7 +129,7 @@ def _override(tree: dict[str, Any], lines: Lines, text: str) -> None:
 
 
 def set_value(tree: dict[str, Any], lines: Lines, dotted: str, value: Any, place: str) -> None:
-    """Set a dotted key of a tree; `place` is told if the value turns out wrong.
+    """Set a dotted key of a tree; `place` is where errors about its value point.
 
     Raises:
         ValueError: a key above it has a value.
@@ -130,7 +144,7 @@ def set_value(tree: dict[str, Any], lines: Lines, dotted: str, value: Any, place
 
 
 def value_at(tree: dict[str, Any], key: str, default: Any = None) -> Any:
-    """What a dotted key has in a tree."""
+    """Return the value of a dotted key in a tree."""
     node: Any = tree
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -140,7 +154,7 @@ def value_at(tree: dict[str, Any], key: str, default: Any = None) -> Any:
 
 
 def _holder(tree: dict[str, Any], loc: Sequence[str]) -> dict[str, Any]:
-    """The mapping that holds the last key of a path, made if it is not there."""
+    """Return the mapping that contains the last key of a path; create it if it is missing."""
     node = tree
     for depth, key in enumerate(loc[:-1]):
         child = node.get(key)
@@ -153,17 +167,45 @@ def _holder(tree: dict[str, Any], loc: Sequence[str]) -> dict[str, Any]:
 
 
 def _lines(node: yaml.Node | None, at: Loc = ()) -> Lines:
-    """Line number of every key of a YAML tree, by its path."""
-    found = Lines()
+    """Return the line number of every key of a YAML tree, by the key's path."""
+    lines = Lines()
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            found[(*at, key.value)] = key.start_mark.line + 1
-            found |= _lines(value, (*at, key.value))
+            lines[(*at, key.value)] = key.start_mark.line + 1
+            lines |= _lines(value, (*at, key.value))
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            found[(*at, i)] = value.start_mark.line + 1
-            found |= _lines(value, (*at, i))
-    return found
+            lines[(*at, i)] = value.start_mark.line + 1
+            lines |= _lines(value, (*at, i))
+    return lines
+
+
+def _without_consequences(root: type[BaseModel], faults: Sequence[Any]) -> list[Any]:
+    """Drop "missing" faults of keys that are there by their old name, which is a fault already."""
+    kept, renamed = [], set()
+    for fault in sorted(faults, key=lambda fault: fault["type"] == "missing"):  # these last
+        keys, owner = _walk(root, fault["loc"])
+        dotted = ".".join(map(str, keys))
+        if fault["type"] == "extra_forbidden":
+            renamed.add(_new_key(root, dotted, owner))
+        if fault["type"] != "missing" or dotted not in renamed:
+            kept.append(fault)
+    return [fault for fault in faults if fault in kept]
+
+
+def _new_key(root: type[BaseModel], old: str, owner: type[BaseModel] | None) -> str | None:
+    """Return the new name of an old key, or None if this kind of config has no such key. `owner` lacks the old key."""
+    new = RENAMED.get(old, "")
+    section, _, name = new.rpartition(".")
+    if section == old.rpartition(".")[0]:
+        return new if owner and name in owner.model_fields else None
+    return new if new and _has_key([root], new.split(".")) else None
+
+
+def _has_key(kinds: Sequence[type[BaseModel]], keys: Sequence[str]) -> bool:
+    fields = [kind.model_fields[keys[0]] for kind in kinds if keys[0] in kind.model_fields]
+    below = [kind for field in fields for kind in _classes(field.annotation)]
+    return bool(fields) and (len(keys) == 1 or _has_key(below, keys[1:]))
 
 
 def _explain(root: type[BaseModel], fault: Any, source: str, lines: Lines) -> str:
@@ -176,7 +218,11 @@ def _explain(root: type[BaseModel], fault: Any, source: str, lines: Lines) -> st
     message = fault["msg"].removeprefix("Value error, ")
     match fault["type"]:
         case "extra_forbidden":
+            new = _new_key(root, dotted, owner)
             message = f"unknown key; {nearest(str(keys[-1]), owner.model_fields if owner else ())}"
+            if new:
+                section, _, name = new.rpartition(".")
+                message = f"renamed to {name if section == dotted.rpartition('.')[0] else new}; write that instead"
         case "missing":
             message = "this key is required; add it"
         case "union_tag_not_found":
@@ -192,18 +238,18 @@ def _explain(root: type[BaseModel], fault: Any, source: str, lines: Lines) -> st
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Of the known words the one that was meant, or all of them, as the end of a message."""
+    """Return the end of a message: the known word that was probably meant, or all known words."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def _walk(root: type[BaseModel], loc: Loc) -> tuple[Loc, type[BaseModel] | None]:
-    """The path as the user writes it (pydantic inserts union tags) and the class that holds its last key."""
+    """Return a path as the user writes it (pydantic inserts union tags), and the class that has its last key."""
     keys: list[str | int] = []
     kinds: list[type[BaseModel]] = [root]
     owner: type[BaseModel] | None = root
-    is_mapping = False  # from keys of the user's own to what `kinds` says
+    is_mapping = False  # the next key is the user's own, and its value one of `kinds`
     for part in loc:
         if is_mapping:
             keys.append(part)

@@ -1,4 +1,4 @@
-"""Which models take part and in what precision."""
+"""Settings of models, LoRA adapters and optimizers."""
 
 from typing import Literal
 
@@ -8,26 +8,28 @@ from raylign.config.base import Config
 
 
 class LoRAConfig(Config):
-    """Low-rank adapters over frozen weights (Hu et al. 2021): only they are trained, synced to engines and committed."""
+    """Low-rank adapters over frozen weights (Hu et al. 2021): only the adapters are trained, sent to engines and committed."""
 
     rank: int = Field(default=16, ge=1)
-    """Rank of every update matrix."""
+    """Rank of the low-rank update of each matrix."""
     alpha: float = Field(default=32.0, gt=0)
-    """The update is scaled by alpha / rank."""
+    """Scale of the update: it is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of the adapter's input while learning."""
+    """Dropout of the adapter's input during training."""
     targets: tuple[str, ...] = ("all-linear",)
-    """Names of the linear layers that get an adapter; all-linear is every one but the head."""
+    """Names of the linear layers that get an adapter; all-linear is every linear layer except the head."""
     base_quantization: Literal["none", "nf4", "int8"] = "none"
-    """Precision of the frozen weights: nf4 is QLoRA (Dettmers et al. 2023). Needs bitsandbytes."""
+    """Precision of the frozen weights; nf4 is QLoRA (Dettmers et al. 2023). nf4 and int8 need bitsandbytes."""
 
 
 class ModelConfig(Config):
+    """A model: where it is, and how it is loaded and trained."""
+
     path: str
-    """Hugging Face folder or hub name; `task:model` for the embedded task's untrained model; `run:other.yaml`
-    for the model that another run makes (that run is executed first if it has not been)."""
+    """Hugging Face folder or hub name of the model; `task:model` for the embedded task's untrained model; `run:other.yaml`
+    for the model that another run makes (that run is executed first if it has not finished yet)."""
     tokenizer: str | None = None
-    """Where the tokenizer is, if not beside the model."""
+    """Hugging Face folder or hub name of the tokenizer, if it is not with the model."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     weights_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -41,12 +43,14 @@ class ModelConfig(Config):
     lora: LoRAConfig | None = None
     """Train low-rank adapters and keep the model's own weights frozen."""
     dropout: bool = False
-    """Keep the model's own dropout while learning. Off by default: it makes the policy ratio noisy."""
+    """Keep the model's own dropout during training. Off by default, because it makes the policy ratio noisy."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Only for sources you trust."""
+    """Run Python code that comes with the model. Use it only for sources that you trust."""
 
 
 class OptimizerConfig(Config):
+    """Settings of AdamW and its learning-rate schedule."""
+
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -56,8 +60,8 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, on matrices only (not on biases and norms)."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
+    """Largest global norm of the gradients, which are scaled down to it."""
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
     """Share of all optimizer steps during which the learning rate rises from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What the learning rate does after warm-up; linear and cosine end at 0."""
+    """Course of the learning rate after warm-up; linear and cosine end at 0."""

@@ -1,4 +1,4 @@
-"""A sweep file -> its trials, every one of them a checked run config, before anything is started."""
+"""Turn a sweep file into trials, and check each as a run config before anything starts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from raylign.config.run import RunConfig
 from raylign.config.sweep import FIFOConfig, Parameter, PBTConfig, SweepConfig
 from raylign.errors import ConfigError
 
-RUN = "run"  # as a key: which of the sweep's run configs a trial is made from
+RUN = "run"  # the searched key that chooses among the sweep's run configs
 _MISSING = object()
 
 
 @dataclass(frozen=True)
-class Point:
-    """One trial: a name, what is searched as it came out, and the run config that follows."""
+class TrialSpec:
+    """One trial of a sweep: its id, the values of its searched keys, and the resulting run config."""
 
     id: str
     values: dict[str, Any]
@@ -33,127 +33,143 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep."""
+    """A sweep file that has been read and checked, with its trials."""
 
     config: SweepConfig
-    points: list[Point]
-    """All trials; with a searcher that learns, the draws that were checked, and then the trials that it asked for."""
-    drawing: Drawing
+    trials: list[TrialSpec]
+    """All trials of the sweep. With Optuna: at first random examples for the checks, later the trials that it suggested."""
+    space: SearchSpace
 
     @property
     def num_trials(self) -> int:
-        return self.config.trials if self.config.searcher == "optuna" else len(self.points)
+        """Number of trials that the sweep will run."""
+        return self.config.trials if self.config.searcher == "optuna" else len(self.trials)
 
 
 def load_sweep(path: str | Path) -> Sweep:
-    """Read a sweep and draw its trials: the same ones every time.
+    """Read a sweep file and generate its trials, which are the same every time.
 
     Raises:
-        ConfigError: in the sweep, or in a run config that comes of it; one line each, `file:line: key: problem`.
+        ConfigError: the sweep or one of its run configs is wrong; one line for each fault, `file:line: key: problem`.
     """
     tree, lines = read_tree(path, "a sweep")
-    return Drawing(Path(path), parse_as(SweepConfig, tree, str(path), lines), lines).sweep()
+    return SearchSpace(Path(path), parse_as(SweepConfig, tree, str(path), lines), lines).sweep()
 
 
-class Drawing:
-    """Makes the trials of one sweep file."""
+class SearchSpace:
+    """The values that the trials of a sweep may take; builds and checks the config of each trial.
+
+    Args:
+        file: the sweep file.
+        config: its checked content.
+        lines: the line of every key in it, for error messages.
+    """
 
     def __init__(self, file: Path, config: SweepConfig, lines: Lines) -> None:
         self.file, self.config, self.lines = file, config, lines
-        self._bases = {run: read_tree(self._base_file(run)) for run in config.runs}
+        self._base_trees = {run: read_tree(self._base_file(run)) for run in config.runs}
 
     def sweep(self) -> Sweep:
+        """Generate and check all trials.
+
+        Raises:
+            ConfigError: a condition, a value, the metric or the number of trials is wrong.
+        """
         self._check_conditions()
-        values = self._values()
-        limit = self.config.budget.trials
-        if limit and len(values) > limit:
-            raise self._fault(
-                ("budget", "trials"), f"{len(values)} trials are more than {limit}; raise it, or search less"
+        combinations = self._combinations()
+        limit = self.config.budget.max_trials
+        if limit and len(combinations) > limit:
+            raise self._error(
+                ("budget", "max_trials"),
+                f"{len(combinations)} trials are more than {limit}; raise it, or search over less",
             )
         problems: list[str] = []
-        points = []
-        for number, drawn in enumerate(values):
-            name = f"{number:0{max(3, len(str(len(values) - 1)))}d}"
+        trials = []
+        for i, values in enumerate(combinations):
+            name = f"{i:0{max(3, len(str(len(combinations) - 1)))}d}"
             try:
-                points.append(self.point(name, drawn))
+                trials.append(self.trial(name, values))
             except ConfigError as e:
                 problems += [problem for problem in e.problems if problem not in problems]
         if problems:
             raise ConfigError(problems)
-        self._check_points(points)
-        return Sweep(self.config, points, self)
+        self._check_trials(trials)
+        return Sweep(self.config, trials, self)
 
-    def point(self, name: str, values: dict[str, Any]) -> Point:
-        """The trial that has these values.
+    def trial(self, name: str, values: dict[str, Any]) -> TrialSpec:
+        """Build the trial with these values of the searched keys.
 
         Raises:
-            ConfigError: they make no run config.
+            ConfigError: the resulting run config is not valid.
         """
         config = self._config(name, values)
-        shown = config.model_dump(mode="json")  # 1e-4 in YAML is a text, in the config a number
-        return Point(name, {key: value_at(shown, key, value) for key, value in values.items()}, config)
+        parsed = config.model_dump(mode="json")  # YAML reads 1e-4 as text; the config has the number
+        return TrialSpec(name, {key: value_at(parsed, key, value) for key, value in values.items()}, config)
 
     @property
-    def space(self) -> dict[str, Parameter]:
-        """What is searched, by key; which run config a trial is made from is one, where there are several."""
-        several = {RUN: Parameter(grid=self.config.runs)} if len(self.config.runs) > 1 else {}
-        return several | self.config.search
+    def parameters(self) -> dict[str, Parameter]:
+        """The searched parameters, by key. `run` is among them if the sweep names several run configs."""
+        runs = {RUN: Parameter(grid=self.config.runs)} if len(self.config.runs) > 1 else {}
+        return runs | self.config.search
 
-    def about(self, key: str) -> set[str]:
-        """The keys that the condition of a searched key is about."""
+    def condition_keys(self, key: str) -> set[str]:
+        """Return the keys that the `when` condition of a searched key refers to."""
         return set(self.config.search[key].when) if key in self.config.search else set()
 
-    def _values(self) -> list[dict[str, Any]]:
-        """What is searched in each trial, by key: every point of the grid, with `trials` draws each. For a searcher that
-        learns a grid is a choice, and these are examples."""
-        space = self.space
-        learns = self.config.searcher == "optuna"
-        grids = {} if learns else {key: list(p.grid) for key, p in space.items() if p.grid is not None}
-        found: list[dict[str, Any]] = []
-        for point in product(*grids.values()):
-            for turn in range(self.config.trials):
-                values = dict(zip(grids, point, strict=True))
-                for key, parameter in space.items():
-                    if key not in grids:
-                        # A draw of its own for each key, so that a further key does not change the others.
-                        values[key] = draw(parameter, Random(f"{self.config.seed} {len(found)} {turn} {key}"))
-                found.append(values)
-        kept = [self._active(values) for values in found]
-        return list({json.dumps(values, default=str): values for values in kept}.values())  # conditions make equal ones
-
-    def _active(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Without the keys whose condition does not hold."""
-        active = dict(values)
-        while off := [key for key in active if key in self.config.search and not self.holds(key, active)]:
-            for key in off:
-                del active[key]
-        order = [RUN, *self.config.search]
-        return {key: active[key] for key in order if key in active}
-
-    def holds(self, key: str, values: dict[str, Any]) -> bool:
-        """Whether the condition of a searched key does, where these are the values so far."""
+    def condition_holds(self, key: str, values: dict[str, Any]) -> bool:
+        """Return whether the `when` condition of a searched key holds, given the values chosen so far."""
         run = values.get(RUN, self.config.runs[0])
-        for other, wanted in self.config.search[key].when.items():
+        for other, required in self.config.search[key].when.items():
             if other in self.config.search or other == RUN:
-                found = run if other == RUN else values.get(other, _MISSING)
+                actual = run if other == RUN else values.get(other, _MISSING)
             else:
-                found = self._in_base(run, other)
-            if found != wanted:
+                actual = self._base_value(run, other)
+            if actual != required:
                 return False
         return True
 
+    def _combinations(self) -> list[dict[str, Any]]:
+        """Return the values of each trial, by key: every point of the grid, with `trials` random draws for each point.
+
+        With Optuna a grid is sampled like a choice, and the result only serves as examples for the checks.
+        """
+        parameters = self.parameters
+        is_suggested = self.config.searcher == "optuna"
+        grids = {} if is_suggested else {key: list(p.grid) for key, p in parameters.items() if p.grid is not None}
+        combinations: list[dict[str, Any]] = []
+        for grid_point in product(*grids.values()):
+            for turn in range(self.config.trials):
+                values = dict(zip(grids, grid_point, strict=True))
+                for key, parameter in parameters.items():
+                    if key not in grids:
+                        # Each key has its own random stream, so that adding a key does not change the others.
+                        stream = Random(f"{self.config.seed} {len(combinations)} {turn} {key}")
+                        values[key] = sample_value(parameter, stream)
+                combinations.append(values)
+        active = [self._active_values(values) for values in combinations]
+        # Dropping inactive keys can make combinations equal.
+        return list({json.dumps(values, default=str): values for values in active}.values())
+
+    def _active_values(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values without the keys whose condition does not hold."""
+        active = dict(values)
+        while off := [key for key in active if key in self.config.search and not self.condition_holds(key, active)]:
+            for key in off:
+                del active[key]
+        return {key: active[key] for key in [RUN, *self.config.search] if key in active}
+
     def _config(self, name: str, values: dict[str, Any]) -> RunConfig:
-        """The base, with the sweep's overrides and the trial's values over it."""
+        """Apply the sweep's overrides and the trial's values to its base run config."""
         run = values.get(RUN, self.config.runs[0])
-        tree, lines = copy.deepcopy(self._bases[run][0]), Lines(self._bases[run][1])
-        given = [((key,), ("overrides", key), value) for key, value in self.config.overrides.items()]
-        given += [((key,), ("search", key), value) for key, value in values.items() if key != RUN]
-        for (key,), place, value in given:
+        tree, lines = copy.deepcopy(self._base_trees[run][0]), Lines(self._base_trees[run][1])
+        settings = [(key, ("overrides", key), value) for key, value in self.config.overrides.items()]
+        settings += [(key, ("search", key), value) for key, value in values.items() if key != RUN]
+        for key, place, value in settings:
             value = anchor(copy.deepcopy(value), self.file.resolve().parent)
             try:
                 set_value(tree, lines, key, value, self._where(place))
             except ValueError as e:
-                raise self._fault(place, str(e)) from None
+                raise self._error(place, str(e)) from None
         base = self._base_file(run)
         tree = anchor(tree, base.resolve().parent)
         tree["name"] = f"{self.config.name}-{name}"
@@ -164,38 +180,40 @@ class Drawing:
         return config
 
     def _check_conditions(self) -> None:
-        """Every condition is about something that is there, and that can come true."""
+        """Check that every `when` condition refers to a known key and to a value that this key can have."""
         for key, parameter in self.config.search.items():
-            for other, wanted in parameter.when.items():
+            for other, required in parameter.when.items():
                 place = ("search", key, "when", other)
                 if other in self.config.search:
                     possible = self.config.search[other].samples
                     if self.config.search[other].kind not in ("grid", "choice"):
-                        raise self._fault(
-                            place, "a drawn number is never just this one; ask for a key with grid or choice"
+                        raise self._error(
+                            place, "a random number never equals a given one; use a key with grid or choice"
                         )
                 elif other == RUN:
                     possible = list(self.config.runs)
                 else:
-                    possible = [v for v in (self._in_base(run, other) for run in self.config.runs) if v is not _MISSING]
+                    values = [self._base_value(run, other) for run in self.config.runs]
+                    possible = [value for value in values if value is not _MISSING]
                     if not possible:
                         known = [RUN, *self.config.search]
-                        raise self._fault(place, f"neither searched nor in the run config; {nearest(other, known)}")
-                if wanted not in possible:
-                    raise self._fault(place, f"is never {wanted!r}, only {', '.join(map(repr, possible))}; mend it")
+                        raise self._error(place, f"neither searched nor in the run config; {nearest(other, known)}")
+                if required not in possible:
+                    raise self._error(place, f"is never {required!r}, only {', '.join(map(repr, possible))}; fix it")
 
-    def _check_points(self, points: list[Point]) -> None:
-        """What a run config alone does not tell."""
+    def _check_trials(self, trials: list[TrialSpec]) -> None:
+        """Check what the run config of a trial does not check by itself."""
         checked = set()
-        for point in points:
-            config = point.config
+        for trial in trials:
+            config = trial.config
             edges = json.dumps([config.sources(), config.task and config.task.model_dump(), config.algorithm.name])
             if edges not in checked:
                 checked.add(edges)
                 check_graph(config)
             if config.rollout.elastic:
-                raise self._fault(
-                    ("run",), "rollout.elastic: a trial has one placement group and its engines stay; remove it"
+                raise self._error(
+                    ("run",),
+                    "rollout.elastic: a trial has a fixed placement group, so its engines cannot change; remove it",
                 )
             self._check_metric(config)
             self._check_mutable(config)
@@ -207,15 +225,15 @@ class Drawing:
             if metric in ("score_before", "score_after", "kl") and config.evaluation is None:
                 fix = "there is no evaluation section; add one"
             elif metric.startswith("evaluation/") and config.evaluation:
-                fix = "only online runs with evaluation.every_steps above 0 have it; score_after is known at the end"
+                fix = "only online runs with evaluation.every_steps above 0 report it; use score_after"
             else:
                 fix = nearest(metric, sorted(steps | end))
-            raise self._fault(("metric",), f"no {name} run of this sweep reports {metric!r}; {fix}")
+            raise self._error(("metric",), f"no {name} run of this sweep reports {metric!r}; {fix}")
         if not isinstance(self.config.scheduler, FIFOConfig) and metric not in steps:
-            raise self._fault(
+            raise self._error(
                 ("metric",),
-                f"{metric} is known when a run has ended, and {self.config.scheduler.type} decides before; use a metric of a step, such as "
-                f"{'reward/mean' if 'reward/mean' in steps else f'{config.algorithm.name}/loss'}",
+                f"{metric} is known only when a run has finished, but {self.config.scheduler.type} decides during the run; "
+                f"use a metric of a step, such as {'reward/mean' if 'reward/mean' in steps else f'{config.algorithm.name}/loss'}",
             )
 
     def _check_mutable(self, config: RunConfig) -> None:
@@ -225,16 +243,17 @@ class Drawing:
         if "algorithm.kl.coef" in self.config.scheduler.mutate:
             controller = value_at(tree, "algorithm.kl.controller")
             if controller not in (None, "fixed"):
-                raise self._fault(
+                raise self._error(
                     ("scheduler", "mutate"),
-                    f"algorithm.kl.coef cannot change in the middle of a run whose algorithm.kl.controller is {controller}: "
-                    "it sets the coefficient itself; set fixed",
+                    f"algorithm.kl.coef cannot change in the middle of a run whose algorithm.kl.controller is {controller}, "
+                    "because the controller sets the coefficient; set it to fixed",
                 )
 
-    def _in_base(self, run: str, key: str) -> Any:
+    def _base_value(self, run: str, key: str) -> Any:
+        """Return the value of a dotted key before the search: from the overrides, else from the run config."""
         if key in self.config.overrides:
             return self.config.overrides[key]
-        return value_at(self._bases[run][0], key, _MISSING)
+        return value_at(self._base_trees[run][0], key, _MISSING)
 
     def _base_file(self, run: str) -> Path:
         return self.file.parent / run
@@ -242,12 +261,12 @@ class Drawing:
     def _where(self, place: tuple[str | int, ...]) -> str:
         return self.lines.place(place, self.file)
 
-    def _fault(self, place: tuple[str, ...], problem: str) -> ConfigError:
+    def _error(self, place: tuple[str, ...], problem: str) -> ConfigError:
         return ConfigError([f"{self._where(place)}: {'.'.join(place)}: {problem}"])
 
 
-def draw(parameter: Parameter, random: Random) -> Any:
-    """A value of a key that is not a grid; of a grid, any of it."""
+def sample_value(parameter: Parameter, random: Random) -> Any:
+    """Draw a value of a parameter; a grid is sampled like a choice."""
     match parameter.kind:
         case "choice" | "grid":
             return random.choice(parameter.samples)
@@ -255,7 +274,7 @@ def draw(parameter: Parameter, random: Random) -> Any:
             return random.randint(*parameter.samples)
     low, high = parameter.samples
     if parameter.kind == "loguniform":
-        drawn = math.exp(random.uniform(math.log(low), math.log(high)))
+        value = math.exp(random.uniform(math.log(low), math.log(high)))
     else:
-        drawn = random.uniform(low, high)
-    return min(max(float(f"{drawn:.4g}"), low), high)  # what is shown is what is run
+        value = random.uniform(low, high)
+    return min(max(float(f"{value:.4g}"), low), high)  # rounded, so that the printed value is exactly the one used

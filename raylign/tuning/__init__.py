@@ -1,1 +1,1 @@
-"""Ray Tune over whole runs: one trial is one run, in one placement group."""
+"""Sweeps of whole runs with Ray Tune: each trial is a run with its own placement group."""

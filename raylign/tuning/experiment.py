@@ -1,4 +1,4 @@
-"""One call of Tune: trials into placement groups, and nothing left when it returns."""
+"""Run trials with Ray Tune, each in its own placement group; no actor is left when it returns."""
 
 from __future__ import annotations
 
@@ -22,47 +22,37 @@ from raylign.config import RunConfig
 from raylign.errors import PlacementError, one_line
 from raylign.files import write_atomic
 from raylign.tuning import folders
-from raylign.tuning.searching import Asked
-from raylign.tuning.trainable import STEP, Trainable, Work, whole_run
+from raylign.tuning.listener import TrialListener
+from raylign.tuning.optuna_searcher import OptunaSearcher
+from raylign.tuning.trainable import STEP, Trainable, Work, run_to_end
 
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # prints a banner even when asked to be quiet
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a run start where the sweep was started
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a run resolves relative paths where the sweep was started
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run writes its own metrics
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # an evaluation comes every few steps only
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # raylign handles signals
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # evaluation metrics come only every few steps
     "TUNE_FORCE_TRIAL_CLEANUP_S": "10",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the runs' own commits are what is resumed
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",  # we look ourselves
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # raylign resumes from the runs' own commits
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",  # `_StopCondition` detects this
 }
 
 
-class Watch:
-    """Is told what goes on, in the driver's thread."""
-
-    def started(self, trial: str) -> None: ...
-
-    def reported(self, trial: str, step: int, metrics: Mapping[str, Any]) -> None: ...
-
-    def ended(self, trial: str, how: str) -> None: ...
-
-    def tick(self) -> None:
-        """Several times a second."""
-
-
 class Experiment:
-    """Trials that are to be run to their ends.
+    """One call of Ray Tune that runs a set of trials.
 
     Args:
-        folder: of the sweep; every trial's config is there (see `folders`).
-        trials: by id, in the order in which they begin.
-        scheduler: may end a trial early; none if not given.
-        searcher: makes the trials instead, as there is room for them.
-        max_failures: tries of a trial after the first.
-        seconds: end what runs after so long.
-        work: what a trial does.
-        ends: whether a trial that is done with its work without a summary was ended by the scheduler for good; else it
-            is to go on in another experiment.
+        folder: the sweep's folder, which holds the config of every trial (see `folders`).
+        trials: configs by trial id, in the order in which they start.
+        max_failures: how many times a failed trial is tried again.
+        stop: ends the experiment when it is requested.
+        listener: receives the events of the trials.
+        scheduler: may stop trials early.
+        searcher: suggests the trials instead, whenever there is room for another.
+        max_seconds: stop trials that still run after this many seconds.
+        work: what each trial executes.
+        records_early_stops: whether a trial whose work ended without a summary counts as stopped early by the scheduler.
+            False if such trials continue in another experiment.
     """
 
     def __init__(
@@ -72,141 +62,151 @@ class Experiment:
         *,
         max_failures: int,
         stop: Stop,
-        watch: Watch,
+        listener: TrialListener,
         scheduler: TrialScheduler | None = None,
-        searcher: Asked | None = None,
-        seconds: float | None = None,
-        work: Work = whole_run,
-        ends: bool = True,
+        searcher: OptunaSearcher | None = None,
+        max_seconds: float | None = None,
+        work: Work = run_to_end,
+        records_early_stops: bool = True,
     ) -> None:
-        self._folder, self._trials, self._watch = folder, trials, watch
+        self._folder, self._trials, self._listener = folder, trials, listener
         self._scheduler, self._searcher = scheduler, searcher
-        self._max_failures, self._work, self._ends = max_failures, work, ends
+        self._max_failures, self._work, self._records_early_stops = max_failures, work, records_early_stops
         limits = [config.limits for config in (trials.values() if searcher is None else searcher.examples)]
         patience = max(limit.placement for limit in limits)
-        self._keeper = _Keeper(stop, seconds, patience)
+        self._stop_condition = _StopCondition(stop, max_seconds, patience)
 
     def run(self) -> None:
-        """Returns when every trial has ended or failed, or a stop was requested or the time was up.
+        """Run until every trial has ended or failed, a stop is requested, or the time is up.
 
         Raises:
-            PlacementError: for limits.placement seconds nothing ran and nothing could be placed.
+            PlacementError: no trial was running, and none could be placed within limits.placement.
         """
-        folder, trials = self._folder, dict(self._trials)  # Tune pickles what its functions hold
+        folder, trials = (
+            self._folder,
+            dict(self._trials),
+        )  # locals, because Tune pickles the functions below with all that they refer to
         trainable = Trainable(self._folder, self._work)
 
-        def trial(config: dict[str, Any]) -> None:  # Tune wants a function
+        def trial(config: dict[str, Any]) -> None:  # Tune accepts only a function
             trainable(config)
 
         with _quiet_tune():
             tune.Tuner(
-                tune.with_resources(trial, lambda config: _group(folder, trials, config["trial"])),
+                tune.with_resources(trial, lambda config: _placement_group(folder, trials, config["trial"])),
                 param_space=None if self._searcher else {"trial": tune.grid_search(list(self._trials))},
                 tune_config=tune.TuneConfig(
                     search_alg=self._searcher,
                     num_samples=self._searcher.num_left if self._searcher else 1,
                     scheduler=self._scheduler,
-                    trial_name_creator=_name,
-                    trial_dirname_creator=_name,
+                    trial_name_creator=_trial_name,
+                    trial_dirname_creator=_trial_name,
                 ),
                 run_config=tune.RunConfig(
                     name="trials",
                     storage_path=str(folders.tune_folder(self._folder)),
-                    stop=self._keeper,
+                    stop=self._stop_condition,
                     failure_config=tune.FailureConfig(max_failures=self._max_failures),
-                    callbacks=[_Told(self._folder, self._watch, self._keeper, self._ends), _Silent()],
+                    callbacks=[self._trial_events(), _NoProgress()],
                     verbose=0,
                 ),
             ).fit()
-        self._keeper.check()
+        self._stop_condition.check()
+
+    def _trial_events(self) -> _TrialEvents:
+        return _TrialEvents(self._folder, self._listener, self._stop_condition, self._records_early_stops)
 
 
-class _Keeper(tune.Stopper):
-    """Ends the whole experiment: on request, when the time is up, or when nothing can be placed."""
+class _StopCondition(tune.Stopper):
+    """Ends the experiment on request, when the time is up, or when no trial can be placed."""
 
-    def __init__(self, stop: Stop, seconds: float | None, patience: float) -> None:
+    def __init__(self, stop: Stop, max_seconds: float | None, patience: float) -> None:
         self._stop, self._patience = stop, patience
-        self._end = None if seconds is None else time.monotonic() + seconds
-        self._moved = time.monotonic()
+        self._end = None if max_seconds is None else time.monotonic() + max_seconds
+        self._last_progress = time.monotonic()
         self.starved = self.ending = False
 
-    def alive(self, num_running: int, num_waiting: int) -> None:
-        """Look at what runs: trials that wait while none does are late."""
+    def update(self, num_running: int, num_waiting: int) -> None:
+        """Note how long trials have been waiting while none is running."""
         now = time.monotonic()
         if num_running or not num_waiting:
-            self._moved = now
-        self.starved = self.starved or now - self._moved > self._patience
+            self._last_progress = now
+        self.starved = self.starved or now - self._last_progress > self._patience
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        over = self._end is not None and time.monotonic() > self._end
-        self.ending = self.ending or self._stop.requested or self.starved or over
+        is_late = self._end is not None and time.monotonic() > self._end
+        self.ending = self.ending or self._stop.requested or self.starved or is_late
         return self.ending
 
     def check(self) -> None:
+        """Raise PlacementError if the experiment ended because no trial could be placed."""
         if self.starved:
             raise PlacementError(
-                f"placement: no trial runs and none could be placed within limits.placement {self._patience:g} s; has a "
-                "node left? wait for other work to end, or add nodes, and go on with --resume"
+                f"placement: no trial is running and none could be placed within limits.placement {self._patience:g} s; has a "
+                "node left? wait for other work to end, or add nodes, and continue with --resume"
             )
 
 
-class _Silent(TrialProgressCallback):
-    """In the place of the one that Tune would add, which prints a line for some trials even when asked to be quiet."""
+class _NoProgress(TrialProgressCallback):
+    """Replaces the progress callback that Tune would add, which prints lines even with verbose=0."""
 
     def _print(self, msg: str) -> None: ...
 
 
-class _Told(tune.Callback):
-    """Tune's events, by our names; and the record of what the scheduler ended."""
+class _TrialEvents(tune.Callback):
+    """Passes Tune's events on to the listener, and records which trials the scheduler stopped."""
 
-    def __init__(self, folder: Path, watch: Watch, keeper: _Keeper, ends: bool) -> None:
-        self._folder, self._watch, self._keeper, self._ends = folder, watch, keeper, ends
+    def __init__(
+        self, folder: Path, listener: TrialListener, stop_condition: _StopCondition, records_stops: bool
+    ) -> None:
+        self._folder, self._listener, self._stop_condition = folder, listener, stop_condition
+        self._records_stops = records_stops
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune puts a copy of its settings on disk, which nobody reads
+        return {}  # Tune pickles its settings to disk, where nobody reads them
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
         running = sum(trial.status == TuneTrial.RUNNING for trial in trials)
-        self._keeper.alive(running, sum(trial.status == TuneTrial.PENDING for trial in trials))
-        self._watch.tick()
+        self._stop_condition.update(running, sum(trial.status == TuneTrial.PENDING for trial in trials))
+        self._listener.tick()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        self._watch.started(_name(trial))
+        self._listener.started(_trial_name(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any
     ) -> None:
         if STEP in result:
-            self._watch.reported(_name(trial), result[STEP], result)
+            self._listener.reported(_trial_name(trial), result[STEP], result)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        name = _name(trial)
-        found = folders.outcome(self._folder, name)
-        if self._ends and not found.ended and not found.error and not self._keeper.ending:
+        name = _trial_name(trial)
+        outcome = folders.read_outcome(self._folder, name)
+        if self._records_stops and not outcome.ended and not outcome.error and not self._stop_condition.ending:
             step = (trial.last_result or {}).get(STEP)
             record = {"reason": f"stopped early by the scheduler at step {step}", STEP: step}
-            write_atomic(found.folder / folders.STOPPED, json.dumps(record))
-            found = folders.outcome(self._folder, name)
-        self._watch.ended(name, found.status)
+            write_atomic(outcome.folder / folders.STOPPED, json.dumps(record))
+            outcome = folders.read_outcome(self._folder, name)
+        self._listener.ended(name, outcome.status)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        name = _name(trial)
+        name = _trial_name(trial)
         file = folders.trial_folder(self._folder, name) / folders.ERROR
-        if not file.exists():  # its process died without a word
+        if not file.exists():  # its process died before it could write the file
             write_atomic(file, json.dumps({"error": _first_line(trial)}))
-        self._watch.ended(name, "failed")
+        self._listener.ended(name, "failed")
 
 
-def _group(folder: Path, trials: Mapping[str, RunConfig], name: str) -> tune.PlacementGroupFactory:
-    """The places of all actors of a trial, and an empty one for its driver."""
-    config = trials.get(name) or folders.config_of(folder, name)
+def _placement_group(folder: Path, trials: Mapping[str, RunConfig], name: str) -> tune.PlacementGroupFactory:
+    """Return the bundles for all actors of a trial, after an empty one for its driver."""
+    config = trials.get(name) or folders.load_trial_config(folder, name)
     return tune.PlacementGroupFactory([{}, *bundles_of(config)], strategy=config.placement.strategy)
 
 
-def _name(trial: TuneTrial) -> str:
+def _trial_name(trial: TuneTrial) -> str:
     return trial.config["trial"]
 
 
@@ -217,7 +217,7 @@ def _first_line(trial: TuneTrial) -> str:
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Tune's settings, and its loggers silent: what is to be told, `Watch` tells."""
+    """Apply our settings of Tune and silence its loggers; the listener reports what users need to know."""
     before = {key: os.environ.get(key) for key in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.air", "ray.train")]

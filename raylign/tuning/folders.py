@@ -1,10 +1,10 @@
-"""A sweep on disk, which is all that a later process needs to go on with it.
+"""Files of a sweep: `--resume` needs nothing else.
 
-<folder>/trials/<id>/config.yaml     what the trial is; then everything else of a run directory
-                     summary.json    it came to its end
-                     stopped.json    the scheduler ended it before that
-                     error.json      its last try failed
-<folder>/tune/                       Tune's own files, of no use afterwards
+<folder>/trials/<id>/config.yaml     the trial's run config; around it a usual run directory
+                     summary.json    written when the trial finished
+                     stopped.json    written when the scheduler stopped it early
+                     error.json      written when its last try failed
+<folder>/tune/                       Tune's own files, not needed afterwards
 """
 
 from __future__ import annotations
@@ -29,45 +29,48 @@ CONFIG, STOPPED, ERROR = "config.yaml", "stopped.json", "error.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far a trial has come."""
+    """State of a trial, read from its folder."""
 
     folder: Path
     summary: dict[str, Any] | None
-    stopped: str | None  # why the scheduler ended it
-    error: str | None  # what its last try raised
+    stopped: str | None  # why the scheduler stopped it
+    error: str | None  # the error of its last try
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to do. A failed trial is tried again by who resumes."""
+        """True if the trial finished or was stopped early. A failed trial has not ended: `--resume` tries it again."""
         return self.summary is not None or self.stopped is not None
 
     @property
     def began(self) -> bool:
+        """True if the trial has ended or has a commit to continue from."""
         return self.ended or (self.folder / "commits").exists()
 
     @property
     def status(self) -> str:
+        """One of `finished`, `stopped early`, `failed`, `interrupted`, `new`."""
         if self.summary is not None:
             return "finished"
         return "stopped early" if self.stopped else "failed" if self.error else "interrupted" if self.began else "new"
 
 
 def with_absolute_output_dir(config: RunConfig) -> RunConfig:
-    """With an `output_dir` that means the same in every process: there are the stages and caches that trials share."""
+    """Make `output_dir` absolute, so that all processes share the same stages and caches."""
     return config.model_copy(update={"output_dir": str(output_base(config.output_dir))})
 
 
-def config_of(folder: Path, name: str) -> RunConfig:
-    """What a trial is at present."""
+def load_trial_config(folder: Path, name: str) -> RunConfig:
+    """Load the current config of a trial, which PBT may have changed."""
     return load_config(trial_folder(folder, name) / CONFIG)
 
 
 def trial_folder(folder: Path, name: str) -> Path:
+    """Return the run directory of a trial."""
     return folder / "trials" / name
 
 
-def outcome(folder: Path, name: str) -> Outcome:
-    """What is known of a trial."""
+def read_outcome(folder: Path, name: str) -> Outcome:
+    """Read from a trial's folder how far it has got."""
     place = trial_folder(folder, name)
     stopped, error = _read(place / STOPPED), _read(place / ERROR)
     return Outcome(
@@ -76,15 +79,18 @@ def outcome(folder: Path, name: str) -> Outcome:
 
 
 def prepare(folder: Path, trials: Mapping[str, RunConfig], resume: bool, changed: Collection[str] = ()) -> None:
-    """Write the config of every trial into its folder, or see that it is the one that is there.
+    """Write the config of every trial into its folder, or check that the config there is the same.
 
     Args:
-        changed: trials whose config became another one on the way, and is not compared.
+        folder: the sweep's folder.
+        trials: configs by trial id.
+        resume: accept trials that exist already.
+        changed: trials whose config PBT has changed, which are not compared.
     Raises:
-        UserError: there are trials and none was to be resumed, or one has another config.
+        UserError: there are trials but `resume` is False, or a trial has another config.
     """
     if not resume and any((folder / "trials").glob(f"*/{CONFIG}")):
-        raise UserError(f"{folder}: has trials already; go on with them (--resume), or give another folder")
+        raise UserError(f"{folder}: has trials already; continue them with --resume, or choose another folder")
     for name, config in trials.items():
         file = trial_folder(folder, name) / CONFIG
         if not file.exists():
@@ -92,16 +98,16 @@ def prepare(folder: Path, trials: Mapping[str, RunConfig], resume: bool, changed
         for difference in differences(load_config(file), config) if name not in changed else ():
             raise UserError(
                 f"trial {name}: {difference} differs from the trial in {file.parent}; resume the sweep with the same "
-                "configs, or begin a new one"
+                "configs, or start a new one"
             )
 
 
 def tune_folder(folder: Path) -> Path:
-    """A new, empty one."""
-    made = folder / "tune"
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True)
-    return made
+    """Make an empty folder for Tune's own files."""
+    tune_folder = folder / "tune"
+    shutil.rmtree(tune_folder, ignore_errors=True)
+    tune_folder.mkdir(parents=True)
+    return tune_folder
 
 
 def _read(file: Path) -> dict[str, Any] | None:

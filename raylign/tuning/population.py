@@ -1,8 +1,8 @@
-"""Population based training (Jaderberg et al. 2017): trials advance by generations, and between two of them the worst go
-on from the committed state of the best, with values a little changed.
+"""Population based training (Jaderberg et al. 2017): after each generation the worst trials copy the committed state of
+the best (exploit) and continue with slightly changed values (explore).
 
 A generation is `every_steps` steps of every trial. Its decisions are written to `population.json` before they are
-carried out, so a sweep that is killed at any moment goes on as it would have.
+applied, so a sweep that is killed at any moment continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 import yaml
 
 from raylign.config import RunConfig, parse_config
-from raylign.config.draw import draw
 from raylign.config.load import Lines, set_value, value_at
+from raylign.config.search_space import sample_value
 from raylign.config.sweep import Parameter, PBTConfig, SweepConfig
 from raylign.controllers.commits import Commits
 from raylign.controllers.run_folders import CONTENT
 from raylign.files import write_atomic
 from raylign.tuning import folders
-from raylign.tuning.results import metric_of
+from raylign.tuning.results import final_metric
 
 RECORD = "population.json"
-_RESAMPLED = 0.25  # share of changes that are a new draw; the others are a step to the side
+_RESAMPLED = 0.25  # share of changed values that are drawn anew; the others move to a value nearby
 _FACTORS = (0.8, 1.2)
 
 
 @dataclass(frozen=True)
-class TakeOver:
-    """`trial` goes on as `donor` does, with these values of the mutated keys, and another seed."""
+class Exploit:
+    """One exploit step of PBT: `trial` copies the state of `donor`, with new values of the mutated keys and a new seed."""
 
     trial: str
     donor: str
@@ -44,12 +44,12 @@ class TakeOver:
 
 
 class Population:
-    """The trials of one sweep.
+    """The trials of a sweep whose scheduler is PBT.
 
     Args:
-        folder: of the sweep.
-        config: its scheduler is PBT.
-        trials: as they were drawn; what they have become is in their folders.
+        folder: the sweep's folder.
+        config: the sweep.
+        trials: the original configs, by trial id; the current ones are in the trials' folders.
     """
 
     def __init__(self, folder: Path, config: SweepConfig, trials: Mapping[str, RunConfig]) -> None:
@@ -62,66 +62,66 @@ class Population:
     def train(
         self,
         execute: Callable[[Mapping[str, RunConfig], int], None],
-        tell: Callable[[int, TakeOver], None] = lambda step, move: None,
+        on_exploit: Callable[[int, Exploit], None] = lambda step, exploit: None,
     ) -> None:
-        """Run all trials to their ends.
+        """Run all trials to their ends, generation by generation.
 
         Args:
-            execute: runs these trials until they have committed that step, or came to their end; returns early if it
-                was stopped.
-            tell: is given each take-over and the step at which it was.
+            execute: runs the given trials until they have committed the given step or finished; returns early if it is
+                stopped.
+            on_exploit: called with the step and each exploit.
         """
         until = 0
         while live := [name for name in self._live() if name not in self._failed]:
             until += self.scheduler.every_steps
-            left = {name: folders.config_of(self.folder, name) for name in live if self._step(name) < until}
+            left = {name: folders.load_trial_config(self.folder, name) for name in live if self._step(name) < until}
             if left:
                 execute(left, until)
-                self._failed |= {name for name in left if folders.outcome(self.folder, name).error}
-            there = [name for name in self._live() if name not in self._failed]
-            if any(self._step(name) < until for name in there):
-                return
-            self._evolve(until, there, tell)
+                self._failed |= {name for name in left if folders.read_outcome(self.folder, name).error}
+            candidates = [name for name in self._live() if name not in self._failed]
+            if any(self._step(name) < until for name in candidates):
+                return  # stopped
+            self._exploit(until, candidates, on_exploit)
 
-    def _evolve(self, step: int, there: list[str], tell: Callable[[int, TakeOver], None]) -> None:
-        """Decide once, and carry out what is not carried out yet."""
-        record = taken(self.folder)
+    def _exploit(self, step: int, candidates: list[str], on_exploit: Callable[[int, Exploit], None]) -> None:
+        """Decide once who copies whom, and apply the decisions that are not applied yet."""
+        record = load_exploits(self.folder)
         if step not in record:
-            scores = {name: metric_of(self.folder, name, self.config.metric) for name in there}
-            configs = {name: folders.config_of(self.folder, name) for name in there}
-            record[step] = decide(self.config, step, scores, configs)
-            written = {str(at): [asdict(one) for one in moves] for at, moves in record.items()}
-            write_atomic(self._file, json.dumps(written, indent=1))
-        for move in record[step]:
-            if move.trial in there and self._carry_out(move, step):
-                tell(step, move)
+            scores = {name: final_metric(self.folder, name, self.config.metric) for name in candidates}
+            configs = {name: folders.load_trial_config(self.folder, name) for name in candidates}
+            record[step] = choose_exploits(self.config, step, scores, configs)
+            tree = {str(at): [asdict(exploit) for exploit in exploits] for at, exploits in record.items()}
+            write_atomic(self._file, json.dumps(tree, indent=1))
+        for exploit in record[step]:
+            if exploit.trial in candidates and self._apply(exploit, step):
+                on_exploit(step, exploit)
 
-    def _carry_out(self, move: TakeOver, step: int) -> bool:
-        """The loser's config and commit become the donor's, less what is its own; False if that was done before."""
-        place = self._trial(move.trial)
-        before = folders.config_of(self.folder, move.trial)
+    def _apply(self, exploit: Exploit, step: int) -> bool:
+        """Copy the donor's config and commit to the trial, which keeps its name and history; False if done before."""
+        place = self._trial(exploit.trial)
+        before = folders.load_trial_config(self.folder, exploit.trial)
         commits = Commits(place / "commits", before.checkpoint.keep)
-        own, mark = commits.latest(), {"donor": move.donor, "step": step}
+        own, mark = commits.latest(), {"donor": exploit.donor, "step": step}
         if own and (own.step > step or own.state.get("taken_over") == mark):
             return False
-        donor = Commits(self._trial(move.donor) / "commits", 1).latest()
+        donor = Commits(self._trial(exploit.donor) / "commits", 1).latest()
         assert donor is not None
         assert donor.step == step
-        tree = folders.config_of(self.folder, move.donor).model_dump(mode="json")
-        for key, value in (move.values | {"seed": move.seed, "name": before.name}).items():
+        tree = folders.load_trial_config(self.folder, exploit.donor).model_dump(mode="json")
+        for key, value in (exploit.values | {"seed": exploit.seed, "name": before.name}).items():
             set_value(tree, Lines(), key, value, str(self._file))
         config = parse_config(tree, str(self._file))
         write_atomic(place / folders.CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         (place / CONTENT).unlink(missing_ok=True)
         kept = {key: own.state[key] for key in ("tracker", "totals", "wall_seconds")} if own else {}
-        commits.take_over(donor, move.seed, kept | {"taken_over": mark})
+        commits.take_over(donor, exploit.seed, kept | {"taken_over": mark})
         return True
 
     def _live(self) -> list[str]:
-        return [name for name in self.trials if not folders.outcome(self.folder, name).ended]
+        return [name for name in self.trials if not folders.read_outcome(self.folder, name).ended]
 
     def _step(self, name: str) -> int:
-        """The step of its newest commit."""
+        """Return the step of a trial's newest commit."""
         steps = [int(path.name.removeprefix("step_")) for path in (self._trial(name) / "commits").glob("step_*")]
         return max(steps, default=0)
 
@@ -129,20 +129,20 @@ class Population:
         return folders.trial_folder(self.folder, name)
 
 
-def taken(folder: Path) -> dict[int, list[TakeOver]]:
-    """All take-overs of a sweep so far, by step."""
+def load_exploits(folder: Path) -> dict[int, list[Exploit]]:
+    """Load all exploits of a sweep so far, by step."""
     file = folder / RECORD
-    found = json.loads(file.read_text()) if file.exists() else {}
-    return {int(step): [TakeOver(**one) for one in moves] for step, moves in found.items()}
+    record = json.loads(file.read_text()) if file.exists() else {}
+    return {int(step): [Exploit(**fields) for fields in exploits] for step, exploits in record.items()}
 
 
-def decide(
+def choose_exploits(
     config: SweepConfig, step: int, scores: Mapping[str, float | None], configs: Mapping[str, RunConfig]
-) -> list[TakeOver]:
-    """Who takes over whom: the worst `quantile` of the trials, each from one of the best, drawn.
+) -> list[Exploit]:
+    """Choose who copies whom: each trial in the worst `quantile` copies a random one of the best.
 
-    A trial without a score, or whose score is not a number, is the worst. Everything follows from the sweep's seed, the
-    step and the trial's name.
+    Trials without a score, or with NaN, rank worst. The random choices depend only on the sweep's seed, the step and the
+    trial's name.
     """
     assert isinstance(config.scheduler, PBTConfig)
     sign = 1.0 if config.mode == "max" else -1.0
@@ -153,12 +153,12 @@ def decide(
 
     ordered = sorted(scores, key=rank)  # worst first
     num = min(max(1, int(len(ordered) * config.scheduler.quantile)), len(ordered) // 2)
-    moves = []
+    exploits = []
     for loser in ordered[:num]:
         random = Random(f"{config.seed} {step} {loser}")
         donor = random.choice(ordered[-num:])
         if rank(donor) <= rank(loser):
-            continue  # nobody is better
+            continue  # the donor is not better
         current = configs[donor].model_dump(mode="json")
         values = {}
         for key in config.scheduler.mutate:
@@ -166,18 +166,18 @@ def decide(
             if value is not None:
                 values[key] = explore(config.search[key], value, random)
         seed = zlib.crc32(f"{configs[donor].seed} {step} {loser}".encode()) % 2**31
-        moves.append(TakeOver(loser, donor, values, seed))
-    return moves
+        exploits.append(Exploit(loser, donor, values, seed))
+    return exploits
 
 
 def explore(parameter: Parameter, value: Any, random: Random) -> Any:
-    """Another value: a new draw, or a step to the side (a factor, or the neighbour in a list) within the range."""
+    """Return a changed value within the range: a new draw, or a value nearby (a factor, or the neighbour in a list)."""
     if random.random() < _RESAMPLED:
-        return draw(parameter, random)
+        return sample_value(parameter, random)
     if parameter.kind in ("grid", "choice"):
         listed = parameter.samples
-        place = min(range(len(listed)), key=lambda i: (listed[i] != value, i))
-        return listed[min(max(place + random.choice((-1, 1)), 0), len(listed) - 1)]
+        index = min(range(len(listed)), key=lambda i: (listed[i] != value, i))
+        return listed[min(max(index + random.choice((-1, 1)), 0), len(listed) - 1)]
     low, high = parameter.samples
     moved = min(max(float(f"{value * random.choice(_FACTORS):.4g}"), low), high)
     return round(moved) if parameter.kind == "integer" else moved

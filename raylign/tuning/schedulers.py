@@ -1,4 +1,4 @@
-"""The scheduler that a sweep asks for, in the state that the trials on disk left it in."""
+"""Create the Tune scheduler of a sweep, and restore its state from the trials on disk."""
 
 from __future__ import annotations
 
@@ -16,53 +16,57 @@ from raylign.tracking import read_metrics
 from raylign.tuning import folders
 from raylign.tuning.trainable import STEP
 
-_NO_END = 10**9  # steps: an offline run's number is known when its data is read
+_UNKNOWN_STEPS = 10**9  # for offline runs, whose number of steps is known only when their data has been read
 
 
 @dataclass(frozen=True)
-class _Ended:
-    """A trial of an earlier process, for Tune."""
+class _ReplayedTrial:
+    """Stands for a trial of an earlier process; ASHA uses only its id."""
 
     trial_id: str
 
 
 def make_scheduler(config: SweepConfig, folder: Path, trials: Mapping[str, RunConfig]) -> TrialScheduler | None:
-    """None is first in, first out.
+    """Return the scheduler of a sweep; None runs all trials in order.
 
     Args:
-        trials: all of the sweep. Those that ended before are told to the scheduler, so that those that are left are
-            compared with them.
+        config: the sweep.
+        folder: the sweep's folder.
+        trials: all trials of the sweep. ASHA replays the metrics of those that have ended, to compare the others with
+            them.
     """
     match config.scheduler:
         case ASHAConfig(grace_steps=grace, reduction_factor=factor):
-            made = ASHAScheduler(
+            scheduler = ASHAScheduler(
                 time_attr=STEP,
                 metric=config.metric,
                 mode=config.mode,
                 max_t=_last_rung(trials, grace),
                 grace_period=grace,
                 reduction_factor=factor,
-                stop_last_trials=False,  # who is at the last step is about to be evaluated
+                stop_last_trials=False,  # a trial at the last step is about to be evaluated
             )
             for name in trials:
-                if folders.outcome(folder, name).ended:
-                    _replay(made, name, folders.trial_folder(folder, name) / "metrics.jsonl")
-            return made
+                if folders.read_outcome(folder, name).ended:
+                    _replay(scheduler, name, folders.trial_folder(folder, name) / "metrics.jsonl")
+            return scheduler
         case _:
             return None
 
 
 def _last_rung(trials: Mapping[str, RunConfig], grace: int) -> int:
-    """Below the last step of every run, where one is known."""
+    """Return a step below the last step of every run whose number of steps is known."""
     steps = [
-        config.algorithm.steps if isinstance(config.algorithm, OnlineConfig) else _NO_END for config in trials.values()
+        config.algorithm.steps if isinstance(config.algorithm, OnlineConfig) else _UNKNOWN_STEPS
+        for config in trials.values()
     ]
     return max(grace, min(steps) - 1)
 
 
 def _replay(scheduler: ASHAScheduler, name: str, file: Path) -> None:
-    ended = cast(TuneTrial, _Ended(name))
-    nobody = cast(Any, None)  # ASHA does not look at the controller
-    scheduler.on_trial_add(nobody, ended)
+    """Give the scheduler all metrics that an ended trial reported."""
+    trial = cast(TuneTrial, _ReplayedTrial(name))
+    no_controller = cast(Any, None)  # ASHA does not use the controller
+    scheduler.on_trial_add(no_controller, trial)
     for row in read_metrics(file) if file.exists() else ():
-        scheduler.on_trial_result(nobody, ended, row)
+        scheduler.on_trial_result(no_controller, trial, row)

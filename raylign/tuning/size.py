@@ -1,4 +1,4 @@
-"""Whether the cluster could hold each trial, asked before the first one is launched."""
+"""Check, before any trial is launched, that the cluster could hold each of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from raylign.errors import PlacementError
 
 
 def check_sizes(trials: Mapping[str, RunConfig]) -> None:
-    """Raise PlacementError for the first trial that would wait for ever; trials of one shape are asked about once."""
-    seen = []
+    """Check that each trial fits into the whole cluster; trials with the same placement are checked once.
+
+    Raises:
+        PlacementError: a trial would wait for ever.
+    """
+    checked = []
     for name, config in trials.items():
-        if config.placement in seen or config.placement.autoscaling:
+        if config.placement in checked or config.placement.autoscaling:
             continue
-        seen.append(config.placement)
+        checked.append(config.placement)
         try:
             for needed, layout in layouts(config):
                 check_size(needed, layout, config.placement.strategy)
@@ -29,6 +33,6 @@ def check_sizes(trials: Mapping[str, RunConfig]) -> None:
         cluster = ray.cluster_resources()
         if not fits(total, cluster):
             raise PlacementError(
-                f"trial {name}: does not fit: learning and judging need {show(total)} between them, the cluster has "
+                f"trial {name}: does not fit: training and evaluation need {show(total)} in all, the cluster has "
                 f"{show(cluster)}; lower placement.*, or add nodes"
             )

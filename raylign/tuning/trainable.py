@@ -1,4 +1,4 @@
-"""What Tune runs: one function a trial, in a process that owns the trial's actors and dies with them."""
+"""The function that Tune runs for each trial, in a process that owns the trial's actors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEP = "step"
 
 
 class TuneSink(Sink):
-    """Hands the metrics of each step to Tune, which answers when it has decided whether the trial goes on."""
+    """Reports the metrics of each step to Tune, and blocks until Tune has decided whether the trial continues."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         tune.report({STEP: step, **metrics})
@@ -32,45 +32,46 @@ class TuneSink(Sink):
     def close(self, exit_code: int) -> None: ...
 
 
-def whole_run(config: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -> None:
-    """A run, or the rest of it."""
+def run_to_end(config: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -> None:
+    """Execute a run, or continue it from its last commit."""
     from raylign.controllers.run import run
 
     run(config, quiet=True, folder=folder, group=group, sinks=[sink])
 
 
 @dataclass(frozen=True)
-class PartOfRun:
-    """A run, to the end of a generation."""
+class RunUntil:
+    """Executes or continues a run until the end of a generation."""
 
     until: int  # the last step
 
     def __call__(self, config: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -> None:
         from raylign.controllers.run import run
 
-        with suppress(Interrupted):  # at the last step of the generation: its process gets no signals
+        with suppress(Interrupted):  # raised at the last step of the generation; this process gets no signals
             run(config, quiet=True, folder=folder, group=group, sinks=[sink], until=self.until)
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """Called by Tune with the trial's id.
+    """Runs one trial of a sweep folder; Tune calls it with the trial's id.
 
-    What another try would not mend is written down and not raised, so Tune does not try again.
+    Every error is written to the trial's folder. Errors that another try would repeat (`UserError`, `NonFiniteError`)
+    are not raised, so that Tune does not try again.
     """
 
     folder: Path
-    work: Work = whole_run
+    work: Work = run_to_end
 
     def __call__(self, config: dict[str, Any]) -> None:
-        place = folders.trial_folder(self.folder, config["trial"])
-        error = place / folders.ERROR
-        error.unlink(missing_ok=True)
+        trial_folder = folders.trial_folder(self.folder, config["trial"])
+        error_file = trial_folder / folders.ERROR
+        error_file.unlink(missing_ok=True)
         group = ray.util.get_current_placement_group()
         assert group is not None
         try:
-            self.work(load_config(place / folders.CONFIG), place, group, TuneSink())
+            self.work(load_config(trial_folder / folders.CONFIG), trial_folder, group, TuneSink())
         except Exception as e:
-            write_atomic(error, json.dumps({"error": f"{type(e).__name__}: {e}"}))
+            write_atomic(error_file, json.dumps({"error": f"{type(e).__name__}: {e}"}))
             if not isinstance(e, UserError | NonFiniteError):
                 raise

@@ -29,7 +29,7 @@ def write_spec(folder: Path, output: Path, **changes: Any) -> Path:
         ],
         "betas": [0.1],
         "seeds": [0],
-        "budget": {"per": "optimizer_steps", "of_each": 4},
+        "budget": {"unit": "optimizer_steps", "amount": 4},
         "overrides": FAST,
         "price_per_device_hour": 1.0,
     }
@@ -86,7 +86,7 @@ def test_ppo_dpo_and_best_of_n_from_spec_to_report(workshop: Workshop, tmp_path:
         tmp_path,
         name="whole",
         methods=[ppo, {"name": "dpo", "run": "dpo.yaml"}, best],
-        budget={"per": "optimizer_steps", "of_each": 8},
+        budget={"unit": "optimizer_steps", "amount": 8},
         evaluation={"every_steps": 1},
     )
     compare(spec)
@@ -148,7 +148,7 @@ def test_methods_on_the_exact_task_come_near_the_curve_of_the_best_policies(tmp_
         task={"name": "exact", "vocab_size": 3, "length": 2, "num_prompts": 2, "seed": 4},
         methods=[{"name": name, "run": f"{name}.yaml"} for name in algorithms],
         betas=[0.3, 1.0],
-        budget={"per": "optimizer_steps", "of_each": 120},
+        budget={"unit": "optimizer_steps", "amount": 120},
         overrides={},
     )
     compare(spec)

@@ -23,7 +23,8 @@ from raylign.errors import PlacementError, UserError
 from raylign.files import write_atomic
 from raylign.tracking import Sink
 from raylign.tuning import folders
-from raylign.tuning.experiment import Experiment, Watch
+from raylign.tuning.experiment import Experiment
+from raylign.tuning.listener import TrialListener
 from raylign.tuning.schedulers import make_scheduler
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_process, pytest.mark.timeout(600)]
@@ -73,9 +74,9 @@ def run(folder: Path, names: list[str], **options: Any) -> dict[str, folders.Out
     patience = options.pop("patience", 120)
     trials = {name: config(name, limits={"placement": patience}) for name in names}
     folders.prepare(folder, trials, resume=True)
-    arguments = {"max_failures": 1, "stop": Stop(), "watch": Watch(), "work": work} | options
+    arguments = {"max_failures": 1, "stop": Stop(), "listener": TrialListener(), "work": work} | options
     Experiment(folder, trials, **arguments).run()
-    return {name: folders.outcome(folder, name) for name in names}
+    return {name: folders.read_outcome(folder, name) for name in names}
 
 
 def free() -> bool:
@@ -131,7 +132,7 @@ def test_ends_of_trials(tmp_path):
         await_free()
 
         start = time.monotonic()
-        found = run(tmp_path / "d", ["sleeps"], seconds=4)
+        found = run(tmp_path / "d", ["sleeps"], max_seconds=4)
         assert time.monotonic() - start < 60
         assert not found["sleeps"].ended
         assert found["sleeps"].stopped is None  # nobody found it worse than the others
@@ -139,11 +140,11 @@ def test_ends_of_trials(tmp_path):
 
         stop = Stop()
 
-        class StopsSoon(Watch):
+        class StopsSoon(TrialListener):
             def started(self, trial: str) -> None:
                 stop.request()
 
-        found = run(tmp_path / "e", ["sleeps"], stop=stop, watch=StopsSoon())
+        found = run(tmp_path / "e", ["sleeps"], stop=stop, listener=StopsSoon())
         assert found["sleeps"].status == "new"
         await_free()
 

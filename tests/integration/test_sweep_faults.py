@@ -16,7 +16,7 @@ import ray
 from ray._private import state as ray_state
 from ray.util.placement_group import placement_group_table
 
-from raylign.config.draw import load_sweep
+from raylign.config.search_space import load_sweep
 from raylign.tuning.sweep import sweep
 from tests.integration.own_ray import own_ray
 from tests.integration.simulated import simulated, until

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from raylign.controllers.commits import Commits
-from raylign.tuning.population import taken
+from raylign.tuning.population import load_exploits
 from tests.integration.small_runs import Ended, Workshop, family, left_behind, metrics, newest_commit, wait_for
 from tests.integration.small_sweeps import table, write_sweep
 from tests.integration.test_sweep_faults import SECONDS, finish, trial
@@ -43,9 +43,9 @@ def test_a_population_goes_on_from_its_best_and_a_killed_one_ends_the_same(tmp_p
     folder = whole / "runs" / "pbt"
     rows = table(folder)
     assert [(row["status"], row["step"]) for row in rows] == [("finished", 10)] * 4
-    (move,) = taken(folder)[5]
+    (move,) = load_exploits(folder)[5]
     assert move.trial == "003", "the trial that hardly learns is the worst"
-    assert f"trial 003: goes on from trial {move.donor} at step 5" in output
+    assert f"trial 003: copied from trial {move.donor} at step 5" in output
     assert rows[3][RATE] == move.values[RATE]
     assert {row["trial"]: row[RATE] for row in rows[:3]} == {"000": 5e-3, "001": 1e-3, "002": 2e-4}
     losses = {row["step"]: row["sft/loss"] for row in metrics(trial(folder, 3))}
@@ -59,7 +59,7 @@ def test_a_population_goes_on_from_its_best_and_a_killed_one_ends_the_same(tmp_p
     folder_too = killed / "runs" / "pbt"
     kill_when(Workshop(killed).start("pbt", verb="sweep"), lambda: newest_commit(trial(folder_too, 0)) > 5)
     finish(Workshop(killed).start("pbt", verb="sweep", resume=True))
-    assert taken(folder_too) == taken(folder)
+    assert load_exploits(folder_too) == load_exploits(folder)
     assert table(folder_too) == rows
     for number in range(4):
         weights = []

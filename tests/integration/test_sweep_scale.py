@@ -19,7 +19,8 @@ from raylign import parse_config
 from raylign.actors.waiting import Stop
 from raylign.config import RunConfig
 from raylign.tuning import folders
-from raylign.tuning.experiment import Experiment, Watch
+from raylign.tuning.experiment import Experiment
+from raylign.tuning.listener import TrialListener
 from raylign.tuning.size import check_sizes
 from tests.integration.simulated import MEMORY, simulated, until
 from tests.integration.sleeping_trial import sleeps
@@ -44,7 +45,7 @@ def config(number: int) -> RunConfig:
     )
 
 
-class Looks(Watch):
+class Looks(TrialListener):
     """How many GPUs are reserved, several times a second, as long as trials wait for a place."""
 
     def __init__(self, num_trials: int) -> None:
@@ -77,13 +78,13 @@ def test_200_trials_on_64_gpus_share_them_without_a_gap_or_a_deadlock(tmp_path):
         deadline = threading.Timer(1300, stop.request)
         deadline.start()
         start = time.monotonic()
-        Experiment(folder, trials, max_failures=0, stop=stop, watch=looks, work=sleeps).run()
+        Experiment(folder, trials, max_failures=0, stop=stop, listener=looks, work=sleeps).run()
         wall = time.monotonic() - start
         deadline.cancel()
         assert not stop.requested, f"{looks.waiting} trials still wait: a deadlock"
         until(lambda: not alive(), 60, "end of all actors")
         assert [g["state"] for g in placement_group_table().values() if g["state"] != "REMOVED"] == []
-    done = [folders.outcome(folder, name).summary for name in trials]
+    done = [folders.read_outcome(folder, name).summary for name in trials]
     assert all(done)
     work = sum(one["gpus"] * (one["end"] - one["start"]) for one in done if one)  # GPU seconds
     overhead = (wall - work / GPUS) / NUM_TRIALS

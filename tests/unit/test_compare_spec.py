@@ -54,7 +54,7 @@ def problem(file: Path) -> str:
 
 
 def test_every_method_setting_and_seed_is_a_run_of_its_own(folder):
-    planned = prepare(write(folder, budget={"per": "optimizer_steps", "of_each": 48})).planned
+    planned = prepare(write(folder, budget={"unit": "optimizer_steps", "amount": 48})).planned
     assert [one.id for one in planned] == [
         f"{method}-beta{beta}-seed{seed}" for seed in (0, 7) for method in ("ppo", "dpo") for beta in ("0.1", "0.5")
     ]
@@ -73,11 +73,11 @@ def test_every_method_setting_and_seed_is_a_run_of_its_own(folder):
 
 
 def test_tokens_are_a_budget_too(folder):
-    planned = prepare(write(folder, budget={"per": "tokens", "of_each": 200_000})).planned
+    planned = prepare(write(folder, budget={"unit": "tokens", "amount": 200_000})).planned
     found: Any = {one.method: one.config.algorithm for one in planned}
     assert found["ppo"].steps == 200_000 // (128 * 2 * 32)  # 2 epochs of 128 completions of 32 tokens
     assert found["dpo"].max_steps == 200_000 // (32 * 2 * 32)
-    assert "are too few for one step of" in problem(write(folder, budget={"per": "tokens", "of_each": 100}))
+    assert "are too few for one step of" in problem(write(folder, budget={"unit": "tokens", "amount": 100}))
 
 
 def test_search_and_betas_of_a_method(folder):
@@ -106,7 +106,7 @@ def test_best_of_n_samples_the_held_out_prompts_with_the_reward_that_judges(fold
 def test_the_folder_is_that_of_the_same_command_and_prices_do_not_move_it(folder):
     first = prepare(write(folder)).folder
     assert prepare(write(folder, seeds=[0, 7, 8], betas=[0.2], price_per_device_hour=3.0)).folder == first
-    assert prepare(write(folder, budget={"per": "optimizer_steps", "of_each": 8})).folder != first
+    assert prepare(write(folder, budget={"unit": "optimizer_steps", "amount": 8})).folder != first
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_the_folder_is_that_of_the_same_command_and_prices_do_not_move_it(folder
     [
         ({"betta": [1]}, r"spec.yaml:\d+: betta: unknown key; did you mean betas\?"),
         ({"betas": [0]}, r"spec.yaml:\d+: betas.0: input should be greater than 0"),
-        ({"seeds": [1, 1]}, "seeds: 1 stands there twice; remove one"),
-        ({"methods": with_method(name="ppo")}, "methods: ppo stands there twice"),
+        ({"seeds": [1, 1]}, "seeds: 1 is listed twice; remove one"),
+        ({"methods": with_method(name="ppo")}, "methods: ppo is listed twice"),
         ({"methods": with_method(run="dpo.yaml")}, r"spec.yaml:\d+: methods.1.run: no such file: dpo.yaml"),
-        ({"methods": with_method(run="dpo.json")}, "dpo: run: dpo.json is no run config; name a .yaml file"),
-        ({"methods": with_method(best_of=[2], betas=[0.1])}, "best-of-n does not learn, so it has no betas"),
-        ({"methods": with_method(best_of=[1])}, "the best of 1 is the start itself; set 2 or more"),
+        ({"methods": with_method(run="dpo.json")}, "dpo: run: dpo.json is not a run config; name a .yaml file"),
+        ({"methods": with_method(best_of=[2], betas=[0.1])}, "best-of-n does not train, so it has no betas"),
+        ({"methods": with_method(best_of=[1])}, "the best of 1 is a plain sample; set 2 or more"),
         ({"methods": with_method(search={"algorithm.beta": []})}, "algorithm.beta has no value to search over"),
         (
             {"methods": with_method(overrides={"algorithm.betta": 1})},
@@ -135,12 +135,22 @@ def test_the_folder_is_that_of_the_same_command_and_prices_do_not_move_it(folder
             r"sft_sentiment.yaml:\d+: algorithm.name: sft has no KL coefficient to compare over",
         ),
         ({"methods": with_method(overrides={"evaluation": None})}, "method dpo is not evaluated; add evaluation"),
-        ({"budget": {"per": "gpu_hours", "of_each": 1}}, "budget.per"),
+        ({"budget": {"unit": "gpu_hours", "amount": 1}}, "budget.unit"),
     ],
 )
 def test_a_wrong_spec_is_named_with_its_line(folder, changes, message):
     with pytest.raises(ConfigError, match=message):
         prepare(write(folder, **changes))
+
+
+def test_a_renamed_key_is_an_error_with_the_new_name_alone(folder):
+    file = write(folder, budget={"per": "tokens", "of_each": 4})
+    first = next(i for i, line in enumerate(file.read_text().splitlines(), 1) if "per:" in line)
+    assert problem(file).splitlines() == [  # and no line that says that unit and amount are missing
+        f"{file}:{first}: budget.per: renamed to unit; write that instead",
+        f"{file}:{first + 1}: budget.of_each: renamed to amount; write that instead",
+    ]
+    assert "budget.amount: this key is required" in problem(write(folder, budget={"per": "tokens"}))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from raylign.config import RunConfig, load_config, parse_config
+from raylign.config import RunConfig, load, load_config, parse_config
 from raylign.config.graph import check_graph
 from raylign.errors import ConfigError
 
@@ -98,6 +98,20 @@ def test_a_wrong_value_names_the_line_and_the_value(write, change, place, words)
     (line,) = problems(write(DPO.replace(*change)))
     assert line.startswith(place)
     assert all(word in line for word in words)
+
+
+def test_a_renamed_key_names_the_new_one_in_a_file_and_in_an_override(write, monkeypatch):
+    monkeypatch.setitem(load.RENAMED, "algorithm.strength", "algorithm.beta")
+    monkeypatch.setitem(load.RENAMED, "folder", "tracking.nowhere")
+    monkeypatch.setitem(load.RENAMED, "beta", "algorithm.beta")
+    path = write(DPO.replace("beta: 0.1", "strength: 0.1"))
+    renamed = "algorithm.strength: renamed to beta; write that instead"
+    assert problems(path) == [f"run.yaml:8: {renamed}"]
+    assert problems(write(DPO), "algorithm.strength=1") == [f"override 'algorithm.strength=1': {renamed}"]
+    (moved,) = problems(write(DPO), "beta=1")
+    assert moved == "override 'beta=1': beta: renamed to algorithm.beta; write that instead"
+    (unknown,) = problems(write(DPO), "folder=x")  # this kind of config has no such new key
+    assert "folder: unknown key" in unknown
 
 
 def test_every_fault_is_told_at_once(write):

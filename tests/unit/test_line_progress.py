@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from raylign.tuning.trials import Noted
+from raylign.tuning.listener import LineProgress
 
 
 def test_every_run_has_a_line_with_what_is_left(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     lines: list[str] = []
-    noted = Noted(lines.append, total=3)
+    noted = LineProgress(lines.append, total=3)
     noted.started("ppo-seed0")
     now[0] += 60
     noted.ended("ppo-seed0", "finished")

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from ray.tune.search import Searcher
 
-from raylign.config.draw import Sweep, load_sweep
+from raylign.config.search_space import Sweep, load_sweep
 from raylign.errors import ConfigError, UserError
 from raylign.files import write_atomic
-from raylign.tuning import folders, searching
-from raylign.tuning.searching import Asked, asked_before
+from raylign.tuning import folders, optuna_searcher
+from raylign.tuning.optuna_searcher import OptunaSearcher, load_suggested_trials
 from tests.unit.test_sweep_config import DPO, PPO
 
 RATE, BETA = "algorithm.optimizer.learning_rate", "algorithm.beta"
@@ -23,7 +23,7 @@ RATE, BETA = "algorithm.optimizer.learning_rate", "algorithm.beta"
 @pytest.fixture
 def loaded(tmp_path, monkeypatch) -> Sweep:
     for place in ("check_sizes", "make_stages"):  # they need a cluster
-        monkeypatch.setattr(searching, place, lambda *_, **__: None)
+        monkeypatch.setattr(optuna_searcher, place, lambda *_, **__: None)
     (tmp_path / "ppo.yaml").write_text(yaml.safe_dump(PPO))
     (tmp_path / "dpo.yaml").write_text(yaml.safe_dump(DPO))
     return load(tmp_path)
@@ -47,18 +47,18 @@ def load(folder: Path, **changes: Any) -> Sweep:
     return load_sweep(file)
 
 
-def begin(loaded: Sweep, folder: Path) -> Asked:
-    return Asked(Sweep(loaded.config, asked_before(loaded.drawing, folder), loaded.drawing), folder, [])
+def begin(loaded: Sweep, folder: Path) -> OptunaSearcher:
+    return OptunaSearcher(Sweep(loaded.config, load_suggested_trials(loaded.space, folder), loaded.space), folder, [])
 
 
-def finish(searcher: Asked, folder: Path, tune_id: str, name: str, score: float) -> None:
+def finish(searcher: OptunaSearcher, folder: Path, tune_id: str, name: str, score: float) -> None:
     write_atomic(folders.trial_folder(folder, name) / "summary.json", json.dumps({"score_after": score}))
     searcher.on_trial_complete(tune_id)
 
 
 def nearness(folder: Path, name: str) -> float:
     """Best where the rate is 1e-3."""
-    rate = folders.config_of(folder, name).algorithm.optimizer.learning_rate  # pyright: ignore[reportAttributeAccessIssue]
+    rate = folders.load_trial_config(folder, name).algorithm.optimizer.learning_rate  # pyright: ignore[reportAttributeAccessIssue]
     return -abs(rate - 1e-3)
 
 
@@ -74,7 +74,7 @@ def test_every_trial_is_a_checked_config_and_conditions_hold(loaded, tmp_path):
     assert names == [f"{i:03d}" for i in range(30)]
     assert searcher.suggest("one more") == Searcher.FINISHED
     assert searcher.num_left == 0
-    points = asked_before(loaded.drawing, folder)
+    points = load_suggested_trials(loaded.space, folder)
     assert {point.config.algorithm.name for point in points} == {"ppo", "dpo"}
     for point in points:
         keys = {"run", RATE, BETA if point.config.algorithm.name == "dpo" else "algorithm.prompts_per_step"}
@@ -99,9 +99,9 @@ def test_a_resumed_sweep_goes_on_with_what_was_begun_and_knows_what_has_ended(lo
     assert [trial.value for trial in told] == [0.0, 1.0, 3.0]
     values = [json.loads((folder / "trials" / f"{i:03d}" / "values.json").read_text()) for i in (0, 1, 3)]
     assert [trial.params[RATE] for trial in told] == [one[RATE] for one in values]
-    before = folders.config_of(folder, "002")
+    before = folders.load_trial_config(folder, "002")
     assert second.suggest("again") == {"trial": "002"}
-    assert folders.config_of(folder, "002") == before
+    assert folders.load_trial_config(folder, "002") == before
     assert second.suggest("new") == {"trial": "004"}
     finish(second, folder, "again", "002", 2.0)
     assert {trial.value for trial in second._study.trials} == {0.0, 1.0, 2.0, 3.0, None}
@@ -116,11 +116,11 @@ def test_a_trial_without_a_number_is_told_as_failed(loaded, tmp_path):
 
 
 def test_its_number_of_trials_is_what_the_budget_is_compared_with(loaded, tmp_path):
-    assert len(loaded.points) <= 30
+    assert len(loaded.trials) <= 30
     assert loaded.num_trials == 30
     with pytest.raises(ConfigError, match="are more than 5"):
-        load(tmp_path, budget={"trials": 5})
-    with pytest.raises(ConfigError, match="pbt changes the values on the way"):
+        load(tmp_path, budget={"max_trials": 5})
+    with pytest.raises(ConfigError, match="pbt changes the values during the run"):
         load(tmp_path, scheduler={"type": "pbt", "every_steps": 2, "mutate": [RATE]}, metric="reward/mean")
 
 

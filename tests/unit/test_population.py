@@ -18,7 +18,7 @@ from raylign.config.sweep import Parameter, SweepConfig
 from raylign.controllers.commits import Commits
 from raylign.files import write_atomic
 from raylign.tuning import folders
-from raylign.tuning.population import Population, decide, explore, taken
+from raylign.tuning.population import Population, choose_exploits, explore, load_exploits
 
 RATE = "algorithm.optimizer.learning_rate"
 STEPS = 6
@@ -88,13 +88,15 @@ class Learns:
 
 
 def begin(folder: Path) -> Population:
-    folders.prepare(folder, CONFIGS, resume=True, changed=[m.trial for moves in taken(folder).values() for m in moves])
+    folders.prepare(
+        folder, CONFIGS, resume=True, changed=[m.trial for moves in load_exploits(folder).values() for m in moves]
+    )
     return Population(folder, sweep_config(), CONFIGS)
 
 
 def state_of(folder: Path) -> dict[str, Any]:
     """All that a sweep leaves, less what is not repeatable."""
-    found: dict[str, Any] = {"moves": taken(folder)}
+    found: dict[str, Any] = {"moves": load_exploits(folder)}
     for name in CONFIGS:
         place = folders.trial_folder(folder, name)
         commit = Commits(place / "commits", 1).latest()
@@ -108,13 +110,13 @@ def test_the_worst_go_on_from_the_best_and_every_trial_comes_to_its_end(tmp_path
     learns, told = Learns(tmp_path), []
     begin(tmp_path).train(learns, lambda step, move: told.append((step, move)))
     assert learns.calls == [(until, sorted(CONFIGS)) for until in (2, 4, 6)]
-    moves = taken(tmp_path)
+    moves = load_exploits(tmp_path)
     assert {step: [(m.trial, m.donor) for m in found] for step, found in moves.items()}[2] == [("000", "003")]
     assert set(moves) == {2, 4, 6}
     assert moves[6] == [], "who is at the end is left alone"
     assert told == [(step, move) for step in (2, 4) for move in moves[step]]
     for name in CONFIGS:
-        assert folders.outcome(tmp_path, name).summary is not None
+        assert folders.read_outcome(tmp_path, name).summary is not None
     (move,) = moves[2]
     config = load_config(folders.trial_folder(tmp_path, "000") / folders.CONFIG)
     assert config.name == "p-000"
@@ -125,14 +127,14 @@ def test_the_worst_go_on_from_the_best_and_every_trial_comes_to_its_end(tmp_path
 def test_a_take_over_is_the_donors_state_with_a_seed_and_a_history_of_its_own(tmp_path):
     population, learns = begin(tmp_path), Learns(tmp_path)
     learns(CONFIGS, 2)
-    population._evolve(2, list(CONFIGS), lambda step, move: None)
+    population._exploit(2, list(CONFIGS), lambda step, move: None)
     loser, donor = (Commits(folders.trial_folder(tmp_path, n) / "commits", 1).latest() for n in ("000", "003"))
     assert loser
     assert donor
     weights = [load_file(Path(c.role("policy")) / "model.safetensors")["w"] for c in (loser, donor)]
     assert weights[0] == weights[1]
     assert (loser.state["tracker"], loser.state["wall_seconds"]) == ({"wandb_run_id": "000"}, 0.0)
-    assert loser.state["sampler"] == {"seed": taken(tmp_path)[2][0].seed, "num_batches": 2}
+    assert loser.state["sampler"] == {"seed": load_exploits(tmp_path)[2][0].seed, "num_batches": 2}
     assert (Path(donor.role("policy")) / "state" / "random-0.safetensors").exists()
     assert not (Path(loser.role("policy")) / "state" / "random-0.safetensors").exists(), "it draws by its own seed"
 
@@ -159,7 +161,7 @@ def test_a_crash_at_any_moment_of_a_take_over_changes_nothing(tmp_path, monkeypa
 
         patched.setattr(place, breaking)
         with pytest.raises(KeyboardInterrupt):
-            population._evolve(2, list(CONFIGS), lambda step, move: None)
+            population._exploit(2, list(CONFIGS), lambda step, move: None)
     begin(crashed).train(learns)
     assert state_of(crashed) == state_of(whole)
 
@@ -167,46 +169,48 @@ def test_a_crash_at_any_moment_of_a_take_over_changes_nothing(tmp_path, monkeypa
 def test_a_trial_that_fails_takes_no_part_and_is_tried_again_by_who_resumes(tmp_path):
     learns = Learns(tmp_path, fails=frozenset({"003"}))
     begin(tmp_path).train(learns)
-    assert taken(tmp_path)[2][0].donor == "002"
+    assert load_exploits(tmp_path)[2][0].donor == "002"
     assert learns.calls[1] == (4, ["000", "001", "002"])
     folders.trial_folder(tmp_path, "003").joinpath(folders.ERROR).unlink()
     again = Learns(tmp_path)
     begin(tmp_path).train(again)
     assert again.calls == [(until, ["003"]) for until in (2, 4, 6)]
-    assert folders.outcome(tmp_path, "003").summary is not None
+    assert folders.read_outcome(tmp_path, "003").summary is not None
 
 
 def test_what_was_stopped_is_not_decided_about(tmp_path):
     begin(tmp_path).train(lambda trials, until: None)
-    assert taken(tmp_path) == {}
+    assert load_exploits(tmp_path) == {}
 
 
 @pytest.mark.parametrize(("mode", "loser", "donor"), [("max", "000", "003"), ("min", "003", "000")])
 def test_best_is_by_the_mode(mode, loser, donor):
     scores = dict(zip(CONFIGS, (1.0, 2.0, 3.0, 4.0), strict=True))
-    (move,) = decide(sweep_config(mode=mode), 2, scores, CONFIGS)
+    (move,) = choose_exploits(sweep_config(mode=mode), 2, scores, CONFIGS)
     assert (move.trial, move.donor) == (loser, donor)
 
 
 def test_no_number_is_the_worst_and_equals_do_not_move():
     scores: dict[str, float | None] = {"000": 1.0, "001": float("nan"), "002": 1.0, "003": 0.5}
-    (move,) = decide(sweep_config(mode="max"), 2, scores, CONFIGS)
+    (move,) = choose_exploits(sweep_config(mode="max"), 2, scores, CONFIGS)
     assert move.trial == "001"
-    assert decide(sweep_config(mode="max"), 2, dict.fromkeys(CONFIGS, 1.0), CONFIGS) == []
-    assert decide(sweep_config(), 2, {"000": 1.0}, CONFIGS) == [], "alone there is nobody to go on from"
+    assert choose_exploits(sweep_config(mode="max"), 2, dict.fromkeys(CONFIGS, 1.0), CONFIGS) == []
+    assert choose_exploits(sweep_config(), 2, {"000": 1.0}, CONFIGS) == [], "alone there is nobody to go on from"
 
 
 def test_half_of_the_population_at_most_is_replaced():
     half = {"type": "pbt", "every_steps": 2, "mutate": [RATE], "quantile": 0.5}
-    moves = decide(sweep_config(scheduler=half), 2, dict(zip(CONFIGS, (4.0, 3.0, 2.0, 1.0), strict=True)), CONFIGS)
+    moves = choose_exploits(
+        sweep_config(scheduler=half), 2, dict(zip(CONFIGS, (4.0, 3.0, 2.0, 1.0), strict=True)), CONFIGS
+    )
     assert [m.trial for m in moves] == ["000", "001"]
     assert {m.donor for m in moves} <= {"002", "003"}
 
 
 def test_decisions_follow_from_the_seed():
     scores = dict(zip(CONFIGS, (1.0, 2.0, 3.0, 4.0), strict=True))
-    assert decide(sweep_config(), 2, scores, CONFIGS) == decide(sweep_config(), 2, scores, CONFIGS)
-    many = {decide(sweep_config(seed=seed), 2, scores, CONFIGS)[0].values[RATE] for seed in range(20)}
+    assert choose_exploits(sweep_config(), 2, scores, CONFIGS) == choose_exploits(sweep_config(), 2, scores, CONFIGS)
+    many = {choose_exploits(sweep_config(seed=seed), 2, scores, CONFIGS)[0].values[RATE] for seed in range(20)}
     assert len(many) > 3
 
 

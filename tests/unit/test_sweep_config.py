@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from raylign.config import load_config
-from raylign.config.draw import Sweep, load_sweep
 from raylign.config.metrics import end_metrics, step_metrics
+from raylign.config.search_space import Sweep, load_sweep
 from raylign.errors import ConfigError
 
 RUN = {
@@ -54,11 +54,11 @@ def fault(load, **changes: Any) -> str:
 
 def test_a_grid_is_every_combination_in_order(load):
     sweep = load(search=SWEEP["search"] | {"seed": {"grid": [0, 1]}})
-    assert [point.values for point in sweep.points] == [
+    assert [point.values for point in sweep.trials] == [
         {"algorithm.kl.coef": kl, "seed": seed} for kl in (0.1, 0.2) for seed in (0, 1)
     ]
-    assert [point.id for point in sweep.points] == ["000", "001", "002", "003"]
-    third = sweep.points[2].config
+    assert [point.id for point in sweep.trials] == ["000", "001", "002", "003"]
+    third = sweep.trials[2].config
     assert (third.name, third.seed, third.algorithm.kl.coef) == ("kl-002", 0, 0.2)  # pyright: ignore
 
 
@@ -69,7 +69,7 @@ def test_draws_stay_in_their_range_and_are_the_same_every_time(load):
         "algorithm.minibatches": {"integer": [1, 4]},
         "algorithm.kl.estimator": {"choice": ["k1", "k3"]},
     }
-    points = load(search=search, trials=40).points
+    points = load(search=search, trials=40).trials
     assert len(points) == 40
     rates = sorted(point.values["algorithm.optimizer.learning_rate"] for point in points)
     assert rates[0] >= 1e-5
@@ -78,10 +78,10 @@ def test_draws_stay_in_their_range_and_are_the_same_every_time(load):
     assert all(0.1 <= point.values["algorithm.clip_range"] <= 0.3 for point in points)
     assert {point.values["algorithm.minibatches"] for point in points} == {1, 2, 3, 4}
     assert {point.values["algorithm.kl.estimator"] for point in points} == {"k1", "k3"}
-    again = load(search=search | {"algorithm.gamma": {"uniform": [0.9, 1.0]}}, trials=40).points
+    again = load(search=search | {"algorithm.gamma": {"uniform": [0.9, 1.0]}}, trials=40).trials
     for one, other in zip(points, again, strict=True):  # a further key does not change the others
         assert one.values == {key: value for key, value in other.values.items() if key in search}
-    assert load(search=search, trials=40, seed=1).points[0].values != points[0].values
+    assert load(search=search, trials=40, seed=1).trials[0].values != points[0].values
 
 
 def test_a_key_can_depend_on_the_algorithm(load):
@@ -91,7 +91,7 @@ def test_a_key_can_depend_on_the_algorithm(load):
         "seed": {"grid": [0, 1]},
         "algorithm.clip_range": {"grid": [0.1, 0.3], "when": {"algorithm.kl.coef": 0.2, "seed": 1}},
     }
-    found = [point.values for point in load(run=["ppo.yaml", "dpo.yaml"], search=search).points]
+    found = [point.values for point in load(run=["ppo.yaml", "dpo.yaml"], search=search).trials]
     assert found == [
         {"run": "ppo.yaml", "algorithm.kl.coef": 0.1, "seed": 0},
         {"run": "ppo.yaml", "algorithm.kl.coef": 0.1, "seed": 1},
@@ -107,8 +107,8 @@ def test_overrides_hold_for_every_trial_and_paths_start_at_their_file(load, tmp_
     sweep = load(
         overrides={"seed": 7, "model.path": "run:sft.yaml", "data.path": "task:prompts"}, search=SWEEP["search"]
     )
-    assert {point.config.seed for point in sweep.points} == {7}
-    assert sweep.points[0].config.model.path == f"run:{tmp_path / 'sft.yaml'}"
+    assert {point.config.seed for point in sweep.trials} == {7}
+    assert sweep.trials[0].config.model.path == f"run:{tmp_path / 'sft.yaml'}"
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ def sft(tmp_path):
 
 
 def test_the_numbers_of_yaml_that_are_texts_are_numbers_here(load):
-    points = load(search={"algorithm.optimizer.learning_rate": {"grid": ["1e-4"]}}).points
+    points = load(search={"algorithm.optimizer.learning_rate": {"grid": ["1e-4"]}}).trials
     assert points[0].values == {"algorithm.optimizer.learning_rate": 1e-4}
 
 
@@ -141,7 +141,10 @@ def test_the_numbers_of_yaml_that_are_texts_are_numbers_here(load):
             {"search": {"algorithm.kl.coef": {"grid": [0.1], "uniform": [0.1, 1]}}},
             "search.algorithm.kl.coef: grid and uniform given; write one of grid, choice",
         ),
-        ({"search": {"algorithm.kl.coef": {"uniform": [1, 0.1]}}}, "uniform: 1 to 0.1 is no range; write [low, high]"),
+        (
+            {"search": {"algorithm.kl.coef": {"uniform": [1, 0.1]}}},
+            "uniform: 1 to 0.1 is not a range; write [low, high]",
+        ),
         ({"search": {"algorithm.kl.coef": {"loguniform": [0, 0.1]}}}, "loguniform: 0 has no logarithm"),
         (
             {"search": {"name.first": {"grid": [1]}}},
@@ -153,15 +156,17 @@ def test_the_numbers_of_yaml_that_are_texts_are_numbers_here(load):
             "metric: no ppo run of this sweep reports 'reward/maen'; did you mean reward/mean?",
         ),
         ({"metric": "dpo/margin"}, "metric: no ppo run of this sweep reports 'dpo/margin'"),
-        ({"metric": "evaluation/score"}, "only online runs with evaluation.every_steps above 0 have it"),
+        ({"metric": "evaluation/score"}, "only online runs with evaluation.every_steps above 0 report it"),
         ({"overrides": {"evaluation": None}}, "reports 'score_after'; there is no evaluation section; add one"),
         (
             {"scheduler": {"type": "asha"}},
-            "score_after is known when a run has ended, and asha decides before; use a metric of a step, such as reward/mean",
+            "score_after is known only when a run has finished, but asha decides during the run; use a metric of a step, such as reward/mean",
         ),
         ({"scheduler": {"type": "ashaa"}}, "scheduler.type: unknown type 'ashaa'; did you mean asha?"),
-        ({"trials": 3}, "trials: 3 of a grid alone would be the same run 3 times"),
-        ({"budget": {"trials": 1}}, "budget.trials: 2 trials are more than 1; raise it, or search less"),
+        ({"trials": 3}, "trials: with a grid alone, 3 trials would repeat the same run 3 times"),
+        ({"budget": {"max_trials": 1}}, "budget.max_trials: 2 trials are more than 1; raise it, or search over less"),
+        ({"budget": {"trials": 1}}, "sweep.yaml:10: budget.trials: renamed to max_trials; write that instead"),
+        ({"budget": {"per": 1}}, "budget.per: unknown key; known: max_trials, max_seconds"),  # renamed elsewhere
         (
             {"search": {"algorithm.clip_range": {"grid": [0.1], "when": {"algorithm.nme": "ppo"}}}},
             "search.algorithm.clip_range.when.algorithm.nme: neither searched nor in the run config",
@@ -177,13 +182,13 @@ def test_the_numbers_of_yaml_that_are_texts_are_numbers_here(load):
                     "algorithm.clip_range": {"grid": [0.1], "when": {"algorithm.kl.coef": 0.1}},
                 }
             },
-            "a drawn number is never just this one",
+            "a random number never equals a given one",
         ),
         ({"run": "nothing.yaml"}, "nothing.yaml: cannot read the config: No such file or directory"),
         ({"overrides": {"model.path": "run:ppo.yml"}}, "ppo.yml: cannot read the config"),
         (
             {"overrides": {"rollout.elastic": {"max_engines": 2}}},
-            "rollout.elastic: a trial has one placement group and its engines stay",
+            "rollout.elastic: a trial has a fixed placement group, so its engines cannot change",
         ),
     ],
 )
@@ -196,10 +201,10 @@ def test_bad_input_is_one_line_with_its_place(load, changes, problem):
 @pytest.mark.parametrize(
     ("key", "why"),
     [
-        ("algorithm.prompts_per_step", "a commit's place in the data is counted in batches"),
+        ("algorithm.prompts_per_step", "a commit counts its place in the data in batches"),
         ("algorithm.steps", "the learning-rate schedule runs over all steps"),
-        ("model.lora.rank", "it decides what the run began with"),
-        ("seed", "the order of the data and all samples follow from it"),
+        ("model.lora.rank", "it decides what the run started from"),
+        ("seed", "it decides the order of the data and all samples"),
     ],
 )
 def test_pbt_refuses_what_cannot_change_in_the_middle_of_a_run(load, key, why):
@@ -208,9 +213,11 @@ def test_pbt_refuses_what_cannot_change_in_the_middle_of_a_run(load, key, why):
     assert f"scheduler.mutate: {key} cannot change in the middle of a run: {why}; PBT can change" in found
     assert "algorithm.beta" in found
     allowed = {"type": "pbt", "every_steps": 2, "mutate": ["algorithm.kl.coef"]}
-    assert load(scheduler=allowed, metric="reward/mean").points  # the guard lets through what can
+    assert load(scheduler=allowed, metric="reward/mean").trials  # the guard lets through what can
     assert "is not searched" in fault(load, scheduler=allowed | {"mutate": ["algorithm.beta"]})
-    assert "and pbt decides before; use a metric of a step" in fault(load, scheduler=allowed, metric="score_after")
+    assert "but pbt decides during the run; use a metric of a step" in fault(
+        load, scheduler=allowed, metric="score_after"
+    )
     steered = {"algorithm.kl.controller": "adaptive"}
     found = fault(load, scheduler=allowed, metric="reward/mean", overrides=steered)
     assert "scheduler.mutate: algorithm.kl.coef cannot change in the middle of a run whose" in found
@@ -232,4 +239,4 @@ def test_metrics_follow_the_algorithm_and_its_settings(tmp_path):
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "sweeps").glob("*.yaml")), ids=lambda file: file.name)
 def test_every_shipped_sweep_parses(file):
-    assert len(load_sweep(file).points) > 1
+    assert len(load_sweep(file).trials) > 1

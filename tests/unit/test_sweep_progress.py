@@ -10,9 +10,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from raylign.config.draw import Sweep, load_sweep
-from raylign.tuning.board import Board
-from raylign.tuning.population import TakeOver
+from raylign.config.search_space import Sweep, load_sweep
+from raylign.tuning.population import Exploit
+from raylign.tuning.progress import SweepProgress
 from tests.unit.test_sweep_results import RUN
 
 PBT = {"type": "pbt", "every_steps": 2, "mutate": ["algorithm.kl.coef"]}
@@ -36,7 +36,7 @@ def lines(said: io.StringIO) -> list[str]:
 
 
 def test_a_line_for_each_beginning_and_end(tmp_path, said):
-    with Board(make(tmp_path), 0, console=Console(file=said)) as board:
+    with SweepProgress(make(tmp_path), 0, console=Console(file=said)) as board:
         board.started("000")
         board.reported("000", 2, {"evaluation/score": 0.5})
         board.ended("000", "finished")
@@ -52,28 +52,28 @@ def test_a_line_for_each_beginning_and_end(tmp_path, said):
 
 def test_a_population_is_told_with_the_values_that_it_has_now(tmp_path, said):
     sweep = make(tmp_path, scheduler=PBT)
-    with Board(sweep, 0, console=Console(file=said)) as board:
+    with SweepProgress(sweep, 0, console=Console(file=said)) as board:
         board.started("000")
         board.reported("000", 2, {})
         board.ended("000", "interrupted")
-        board.took_over(2, TakeOver("000", "001", {"algorithm.kl.coef": 0.24}, seed=5))
+        board.exploited(2, Exploit("000", "001", {"algorithm.kl.coef": 0.24}, seed=5))
         board.started("000")
     assert lines(said) == [
         "trial 000: started (kl.coef 0.1, seed 3)",
         "trial 000: committed at step 2; 1 committed, 1 waiting",
-        "trial 000: goes on from trial 001 at step 2 (kl.coef 0.24, seed 3)",
-        "trial 000: goes on (kl.coef 0.24, seed 3)",
+        "trial 000: copied from trial 001 at step 2 (kl.coef 0.24, seed 3)",
+        "trial 000: continued (kl.coef 0.24, seed 3)",
     ]
-    resumed = Board(
-        sweep, 0, earlier=[TakeOver("000", "001", {"algorithm.kl.coef": 0.3}, 5)], console=Console(file=said)
+    resumed = SweepProgress(
+        sweep, 0, earlier=[Exploit("000", "001", {"algorithm.kl.coef": 0.3}, 5)], console=Console(file=said)
     )
     resumed.started("000")
     assert lines(said)[-1] == "trial 000: started (kl.coef 0.3, seed 3)"
 
 
 def test_quiet_says_nothing(tmp_path, said):
-    with Board(make(tmp_path), 0, quiet=True, console=Console(file=said)) as board:
+    with SweepProgress(make(tmp_path), 0, quiet=True, console=Console(file=said)) as board:
         board.started("000")
-        board.took_over(2, TakeOver("000", "001", {}, 5))
+        board.exploited(2, Exploit("000", "001", {}, 5))
         board.ended("000", "finished")
     assert said.getvalue() == ""

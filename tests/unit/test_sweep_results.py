@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from raylign.config import load_config
-from raylign.config.draw import Sweep, load_sweep
+from raylign.config.search_space import Sweep, load_sweep
 from raylign.errors import UserError
 from raylign.tuning import folders, plots
-from raylign.tuning.plots import draw, with_unit
-from raylign.tuning.results import best_of, number, results_table, rows_of, short, write_results
+from raylign.tuning.plots import plot_sweep, with_unit
+from raylign.tuning.results import best_record, format_value, load_records, results_table, short_key, write_results
 from tests.unit.test_sweep_config import DPO, PPO
 
 RUN = PPO | {"evaluation": {"data": {"path": "task:eval_prompts"}, "every_steps": 2}}
@@ -38,13 +38,13 @@ def make(folder: Path, metric: str = "evaluation/score", mode: str = "max") -> S
 
 def leave(sweep: Sweep, folder: Path) -> None:
     """Trials that ended in every way: 000 failed, 001 was stopped early, 002 never began, 003 diverged, others finished."""
-    folders.prepare(folder, {point.id: point.config for point in sweep.points}, resume=False)
-    for i, point in enumerate(sweep.points):
+    folders.prepare(folder, {point.id: point.config for point in sweep.trials}, resume=False)
+    for i, point in enumerate(sweep.trials):
         place = folders.trial_folder(folder, point.id)
         if i == 2:
             continue
         last = 3 if i == 1 else 9
-        goal = i / len(sweep.points) - abs(math.log10(point.values["algorithm.kl.coef"]) + 1) / 4
+        goal = i / len(sweep.trials) - abs(math.log10(point.values["algorithm.kl.coef"]) + 1) / 4
         with (place / "metrics.jsonl").open("w") as file:
             for step in range(1, last + 1):
                 score = None if i == 3 else goal * (1 - math.exp(-step / 3))
@@ -63,13 +63,13 @@ def leave(sweep: Sweep, folder: Path) -> None:
 def test_a_row_a_trial_the_best_config_and_pictures(tmp_path, metric, mode):
     sweep, folder = make(tmp_path, metric, mode), tmp_path / "runs"
     leave(sweep, folder)
-    rows = rows_of(sweep, folder)
+    rows = load_records(sweep, folder)
     assert [row.status for row in rows[:5]] == ["failed", "stopped early", "new", "finished", "finished"]
     finished = [row for row in rows if row.status == "finished" and row.metric is not None]
-    best = best_of(rows, mode)
+    best = best_record(rows, mode)
     assert best is not None
     assert best.metric == (max if mode == "max" else min)(row.metric for row in finished if row.metric is not None)
-    files = [*write_results(sweep, rows, folder), *draw(sweep, rows, folder)]
+    files = [*write_results(sweep, rows, folder), *plot_sweep(sweep, rows, folder)]
     assert [file.name for file in files] == [
         "results.parquet",
         "best.yaml",
@@ -80,12 +80,12 @@ def test_a_row_a_trial_the_best_config_and_pictures(tmp_path, metric, mode):
     assert all(file.stat().st_size > 100 for file in files)
     assert not list(folder.glob(".*"))
     table = pq.read_table(folder / "results.parquet").to_pylist()
-    assert len(table) == len(sweep.points) == 18
-    assert table[4]["algorithm.kl.coef"] == sweep.points[4].values["algorithm.kl.coef"]
+    assert len(table) == len(sweep.trials) == 18
+    assert table[4]["algorithm.kl.coef"] == sweep.trials[4].values["algorithm.kl.coef"]
     assert table[4]["algorithm.kl.estimator"] in ("k1", "k3")
     assert (table[0]["error"], table[2]["metric"], table[2]["step"]) == ("RuntimeError: broken", None, None)
     chosen = load_config(folder / "best.yaml")
-    assert chosen.algorithm == next(point.config.algorithm for point in sweep.points if point.id == best.id)
+    assert chosen.algorithm == next(point.config.algorithm for point in sweep.trials if point.id == best.id)
     text = Console(width=200)
     with text.capture() as shown:
         text.print(results_table(sweep, rows))
@@ -109,8 +109,8 @@ def test_trials_of_two_algorithms_are_all_drawn_though_no_trial_has_every_key(tm
     tree = {"name": "both", "run": ["ppo.yaml", "dpo.yaml"], "search": search, "metric": "score_after"}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
     sweep, folder = load_sweep(tmp_path / "sweep.yaml"), tmp_path / "runs"
-    folders.prepare(folder, {point.id: point.config for point in sweep.points}, resume=False)
-    for i, point in enumerate(sweep.points):
+    folders.prepare(folder, {point.id: point.config for point in sweep.trials}, resume=False)
+    for i, point in enumerate(sweep.trials):
         place = folders.trial_folder(folder, point.id)
         metric = "dpo/loss" if point.config.algorithm.name == "dpo" else "reward/mean"
         (place / "metrics.jsonl").write_text("".join(json.dumps({"step": s, metric: s / 9}) + "\n" for s in (1, 2)))
@@ -118,7 +118,7 @@ def test_trials_of_two_algorithms_are_all_drawn_though_no_trial_has_every_key(tm
         (place / "summary.json").write_text(json.dumps(summary))
     pictures: dict[str, Figure] = {}
     monkeypatch.setattr(plots, "_save", lambda figure, file: pictures.setdefault(file.stem, figure))
-    draw(sweep, rows_of(sweep, folder), folder)
+    plot_sweep(sweep, load_records(sweep, folder), folder)
     learning, parallel = pictures["learning_curves"].axes, pictures["parallel_coordinates"].axes[0]
     assert [(axes.get_ylabel(), len(axes.get_lines())) for axes in learning] == [
         ("reward/mean (score)", 4),
@@ -127,7 +127,7 @@ def test_trials_of_two_algorithms_are_all_drawn_though_no_trial_has_every_key(tm
     lines = [
         line for line in parallel.get_lines() if len(np.asarray(line.get_xdata())) == 5
     ]  # four keys and the metric
-    assert len(lines) == len(sweep.points) == 8
+    assert len(lines) == len(sweep.trials) == 8
     below = [int((np.asarray(line.get_ydata(), dtype=float) < 0).sum()) for line in lines]
     assert below == [1] * 8, "each is without the other algorithm's key"
     assert [text.get_text() for text in parallel.texts].count("not set") == 2
@@ -135,10 +135,10 @@ def test_trials_of_two_algorithms_are_all_drawn_though_no_trial_has_every_key(tm
 
 def test_a_trial_is_gone_on_with_only_if_it_is_the_same(tmp_path):
     sweep = make(tmp_path)
-    trials = {point.id: point.config for point in sweep.points[:2]}
+    trials = {point.id: point.config for point in sweep.trials[:2]}
     folders.prepare(tmp_path / "runs", trials, resume=False)
     folders.prepare(tmp_path / "runs", trials, resume=True)
-    with pytest.raises(UserError, match="has trials already; go on with them"):
+    with pytest.raises(UserError, match="has trials already; continue them"):
         folders.prepare(tmp_path / "runs", trials, resume=False)
     other = trials | {"001": trials["001"].model_copy(update={"seed": 3})}
     with pytest.raises(UserError, match=r"trial 001: seed \(0 -> 3\) differs from the trial in"):
@@ -147,11 +147,11 @@ def test_a_trial_is_gone_on_with_only_if_it_is_the_same(tmp_path):
 
 def test_names_are_as_short_as_they_can_be():
     keys = ["algorithm.optimizer.learning_rate", "algorithm.critic.optimizer.learning_rate", "seed"]
-    assert short(keys[2], keys) == "seed"
-    assert short(keys[1], keys) == "critic.optimizer.learning_rate"
-    assert short(keys[0], keys[::2]) == "optimizer.learning_rate"
-    assert short("algorithm.beta", ["algorithm.beta"]) == "beta"
-    assert [number(v) for v in (None, 1 / 3, 5e-4, "../recipes/ppo.yaml", {"name": "dpo"})] == [
+    assert short_key(keys[2], keys) == "seed"
+    assert short_key(keys[1], keys) == "critic.optimizer.learning_rate"
+    assert short_key(keys[0], keys[::2]) == "optimizer.learning_rate"
+    assert short_key("algorithm.beta", ["algorithm.beta"]) == "beta"
+    assert [format_value(v) for v in (None, 1 / 3, 5e-4, "../recipes/ppo.yaml", {"name": "dpo"})] == [
         "-",
         "0.3333",
         "0.0005",

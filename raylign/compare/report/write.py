@@ -41,7 +41,7 @@ def make_report(spec: CompareConfig, spec_file: Path, records: Sequence[RunRecor
 
 def _summary(spec: CompareConfig, records: Sequence[RunRecord]) -> str:
     budget = (
-        f"a budget of {spec.budget.of_each:,} {spec.budget.per.replace('_', ' ')} each"
+        f"a budget of {spec.budget.amount:,} {spec.budget.unit.replace('_', ' ')} each"
         if spec.budget
         else "no common budget"
     )
