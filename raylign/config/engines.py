@@ -20,7 +20,7 @@ class EngineTraits:
     package: str | None = None
     """Package that must be installed."""
     install: str = ""
-    """How to install the package."""
+    """Command that installs the package."""
 
 
 # The first one whose package is installed is `auto`.
