@@ -3,7 +3,7 @@ trainable, placement groups and folders are those of every sweep.
 
 A trial's process costs about 3 s of CPU to start. Where 8 machines would share that, here two cores do it for all, and are the
 bottleneck where many trials begin at once: with trials of equal length, which end and begin in waves, the bound does not hold
-(docs/sweeps.md, "Measured"). `pytest -s` shows the figures.
+(docs/sweeps.md, "Measurements"). `pytest -s` shows the figures.
 """
 
 from __future__ import annotations
