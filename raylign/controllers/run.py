@@ -182,7 +182,7 @@ class _Runner:
         done = commit.step if commit else num_parts(folder)
         state = commit.state if commit else {}
         num_steps = config.algorithm.num_steps(len(rows))
-        view = make_view(config.name, num_steps, first_step=done, quiet=self.quiet)
+        view = make_view(config.name, num_steps, first_step=done, headline=config.algorithm.headline, quiet=self.quiet)
         tree = config.model_dump(mode="json")
         with Tracker(
             folder, config.tracking, config.name, tree, state.get("tracker"), first_step=done + 1, sinks=sinks

@@ -14,8 +14,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from raylign.config.traits import Headline
 from raylign.tracking.console import progress_console
-from raylign.tracking.progress import Progress, format_clock, format_seconds, format_value, sparkline
+from raylign.tracking.progress import ONLINE_HEADLINE, Progress, format_clock, format_seconds, format_value, sparkline
 
 ACCENT = "cyan"
 MAX_WIDTH = 120
@@ -28,8 +29,16 @@ class LiveView:
     Notes, and whatever the program prints, scroll by above the panel.
     """
 
-    def __init__(self, title: str, total_steps: int, *, console: Console | None = None, first_step: int = 0) -> None:
-        self._progress = Progress(title, total_steps, first_step)
+    def __init__(
+        self,
+        title: str,
+        total_steps: int,
+        *,
+        console: Console | None = None,
+        first_step: int = 0,
+        headline: Headline = ONLINE_HEADLINE,
+    ) -> None:
+        self._progress = Progress(title, total_steps, first_step, headline)
         self._console = console or progress_console()
         self._spinner = Spinner("dots", style=ACCENT)
         self._ending: Text | None = None

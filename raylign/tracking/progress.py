@@ -8,34 +8,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-# The first of these that a run reports is its main metric: (metric, label).
-MAIN_METRICS = (
-    ("reward/mean", "reward"),
-    ("dpo/accuracy", "accuracy"),
-    ("simpo/accuracy", "accuracy"),
-    ("orpo/accuracy", "accuracy"),
-    ("kto/accuracy", "accuracy"),
-    ("reward_model/accuracy", "accuracy"),
-    ("sft/nll", "nll"),
-    ("collect/rows", "rows"),
-)
-# Shown below it, in this order, where reported.
-SIDE_METRICS = (
-    ("reward/std", "reward std"),
-    ("kl/k1", "kl"),
-    ("dpo/loss", "loss"),
-    ("dpo/margin", "margin"),
-    ("simpo/loss", "loss"),
-    ("orpo/loss", "loss"),
-    ("kto/loss", "loss"),
-    ("reward_model/loss", "loss"),
+from raylign.config.online import OnlineConfig
+from raylign.config.traits import Headline
+
+ONLINE_HEADLINE = OnlineConfig.headline
+# Shown where reported, around the headline metrics that the run's algorithm names: (metric, label).
+BEFORE_HEADLINE = (("reward/std", "reward std"), ("kl/k1", "kl"))
+AFTER_HEADLINE = (
     ("policy/entropy", "entropy"),
     ("policy/clip_fraction", "clipped"),
     ("critic/loss", "critic loss"),
     ("completion/length", "length"),
     ("optimizer/grad_norm", "grad norm"),
     ("optimizer/lr", "lr"),
-    ("collect/score", "score"),
 )
 # Sections of a step in the order they happen; other time/* metrics follow them.
 SECTIONS = (
@@ -54,11 +39,24 @@ ETA_WINDOW = 20
 
 
 class Progress:
-    """State that a view draws. `clock` returns monotonic seconds."""
+    """State that a view draws.
 
-    def __init__(self, title: str, total_steps: int, first_step: int = 0, clock: Callable[[], float] = time.monotonic):
+    Args:
+        headline: the metrics that matter most to the run's algorithm; the first of them is its main metric.
+        clock: returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total_steps: int,
+        first_step: int = 0,
+        headline: Headline = ONLINE_HEADLINE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.title = title
         self.total_steps = total_steps
+        self.headline = headline
         self.step = first_step
         self.metrics: dict[str, float] = {}
         self.history: dict[str, list[float]] = {}
@@ -72,7 +70,7 @@ class Progress:
         self.step = step
         # A new dict: the drawing thread may be reading the old one.
         self.metrics = {**self.metrics, **metrics}
-        for name, _ in MAIN_METRICS + SIDE_METRICS:
+        for name, _ in (*self.headline[:1], *self._side_metrics):
             if name in metrics and math.isfinite(metrics[name]):
                 self.history.setdefault(name, []).append(float(metrics[name]))
         if not self._finished or step > self._finished[-1][1]:
@@ -109,11 +107,15 @@ class Progress:
     @property
     def main(self) -> tuple[str, str] | None:
         """(metric, label) of the main metric, None before it is reported."""
-        return next((row for row in MAIN_METRICS if row[0] in self.metrics), None)
+        return next((row for row in self.headline[:1] if row[0] in self.metrics), None)
+
+    @property
+    def _side_metrics(self) -> Headline:
+        return BEFORE_HEADLINE + self.headline[1:] + AFTER_HEADLINE
 
     @property
     def side(self) -> list[tuple[str, str]]:
-        return [row for row in SIDE_METRICS if row[0] in self.metrics]
+        return [row for row in self._side_metrics if row[0] in self.metrics]
 
     @property
     def sections(self) -> list[tuple[str, float]]:

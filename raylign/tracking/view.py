@@ -8,8 +8,9 @@ from typing import Protocol, Self
 
 from rich.console import Console
 
+from raylign.config.traits import Headline
 from raylign.tracking.console import progress_console
-from raylign.tracking.progress import Progress, format_clock, format_value
+from raylign.tracking.progress import ONLINE_HEADLINE, Progress, format_clock, format_value
 
 LINE_SECONDS = 5.0
 HEARTBEAT_SECONDS = 30.0
@@ -65,10 +66,11 @@ class PlainView:
         *,
         console: Console | None = None,
         first_step: int = 0,
+        headline: Headline = ONLINE_HEADLINE,
         line_seconds: float = LINE_SECONDS,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        self._progress = Progress(title, total_steps, first_step)
+        self._progress = Progress(title, total_steps, first_step, headline)
         self._console = console or progress_console()
         self._line_seconds = line_seconds
         self._heartbeat_seconds = heartbeat_seconds
@@ -116,12 +118,8 @@ class PlainView:
     def _step_line(self) -> str:
         progress = self._progress
         parts = [f"step {progress.step}/{progress.total_steps}"]
-        named = [*([progress.main] if progress.main else []), ("kl/k1", "kl"), ("dpo/loss", "loss")]
-        named += [
-            ("reward_model/loss", "loss"),
-            ("collect/score", "score"),
-            ("throughput/tokens_per_second", "tokens/s"),
-        ]
+        named = [*progress.headline[:1], ("kl/k1", "kl"), *progress.headline[1:2]]
+        named.append(("throughput/tokens_per_second", "tokens/s"))
         parts += [
             f"{label} {format_value(progress.metrics[name])}" for name, label in named if name in progress.metrics
         ]
@@ -143,6 +141,7 @@ def make_view(
     *,
     console: Console | None = None,
     first_step: int = 0,
+    headline: Headline = ONLINE_HEADLINE,
     quiet: bool = False,
 ) -> View:
     """Return a LiveView on a terminal, a PlainView elsewhere, a NullView if `quiet`; `first_step` steps are done."""
@@ -152,4 +151,4 @@ def make_view(
 
     console = console or progress_console()
     kind = LiveView if console.is_terminal and not console.is_dumb_terminal else PlainView
-    return kind(title, total_steps, console=console, first_step=first_step)
+    return kind(title, total_steps, console=console, first_step=first_step, headline=headline)
