@@ -131,6 +131,44 @@ def simpo_loss(*, chosen_logprobs: Tensor, rejected_logprobs: Tensor, beta: floa
     return LossSum(-logsigmoid(margin - gamma).sum(), _summed(metrics))
 
 
+def cpo_loss(
+    *, chosen_logprobs: Tensor, rejected_logprobs: Tensor, beta: float, label_smoothing: float = 0.0
+) -> LossSum:
+    """Compute the preference term of contrastive preference optimisation (CPO; Xu et al. 2024), summed over pairs.
+
+    CPO is DPO with a uniform reference, so it needs none. With label smoothing s (Mitchell 2023):
+
+        reward(y) = beta * log policy(y|x)
+        margin    = reward(chosen) - reward(rejected)
+        L         = -sum_pairs (1 - s) log sigmoid(margin) + s log sigmoid(-margin)
+
+    Both `[P]`, sums over the tokens of a completion, in nats, with gradient. The other term of the method, the negative
+    log-likelihood of the chosen completion, is `cross_entropy_loss`.
+
+    Metrics, sums over pairs:
+        cpo/accuracy         pairs with the larger reward on the chosen side; a tie counts one half
+        cpo/margin           reward(chosen) - reward(rejected)
+        cpo/chosen_reward    cpo/rejected_reward
+        logprobs/chosen      logprobs/rejected
+
+    Raises:
+        ValueError: shapes differ, a tensor is of half precision, or `label_smoothing` is outside [0, 0.5).
+    """
+    check_inputs(chosen_logprobs=chosen_logprobs, rejected_logprobs=rejected_logprobs)
+    _check_labels(chosen_logprobs, "sigmoid", label_smoothing, None)
+    margin = beta * (chosen_logprobs - rejected_logprobs)
+    losses = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+    metrics = {
+        "cpo/accuracy": _wins(margin),
+        "cpo/margin": margin,
+        "cpo/chosen_reward": beta * chosen_logprobs,
+        "cpo/rejected_reward": beta * rejected_logprobs,
+        "logprobs/chosen": chosen_logprobs,
+        "logprobs/rejected": rejected_logprobs,
+    }
+    return LossSum(losses.sum(), _summed(metrics))
+
+
 def orpo_loss(*, chosen_logprobs: Tensor, rejected_logprobs: Tensor, beta: float) -> LossSum:
     """Compute the odds-ratio term of the ORPO loss (Hong et al. 2024, eqs. 4, 6 and 7), summed over pairs.
 

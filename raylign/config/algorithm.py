@@ -6,6 +6,7 @@ from pydantic import Field
 
 from raylign.config.collect import CollectConfig
 from raylign.config.offline import (
+    CPOConfig,
     DPOConfig,
     KTOConfig,
     ORPOConfig,
@@ -18,7 +19,7 @@ from raylign.config.traits import Algorithm
 
 PolicyGradientAlgorithm = PPOConfig | GRPOConfig | RLOOConfig | ReinforcePPConfig
 OnlineAlgorithm = PolicyGradientAlgorithm | OnlineDPOConfig
-OfflineAlgorithm = SFTConfig | RewardModelConfig | DPOConfig | SimPOConfig | ORPOConfig | KTOConfig
+OfflineAlgorithm = SFTConfig | RewardModelConfig | DPOConfig | SimPOConfig | CPOConfig | ORPOConfig | KTOConfig
 AlgorithmConfig = Annotated[OnlineAlgorithm | OfflineAlgorithm | CollectConfig, Field(discriminator="name")]
 
 

@@ -129,6 +129,21 @@ class SimPOConfig(PreferenceConfig):
     """Margin that the reward of the chosen one must win by."""
 
 
+class CPOConfig(PreferenceConfig):
+    """Contrastive preference optimisation: DPO without a reference, and SFT on the chosen (Xu et al. 2024, section 3)."""
+
+    learner: ClassVar[str | None] = "raylign.learners.preference:CPOLearner"
+    headline: ClassVar[Headline] = (("cpo/accuracy", "accuracy"), ("cpo/loss", "loss"), ("cpo/margin", "margin"))
+
+    name: Literal["cpo"]
+    beta: float = Field(default=0.1, gt=0)
+    """Scale of the implicit reward, the logprob of a completion."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of labels taken to be wrong."""
+    sft_coef: float = Field(default=1.0, ge=0)
+    """Weight of the SFT loss on the chosen completion, which is part of the method."""
+
+
 class ORPOConfig(PreferenceConfig):
     """Odds ratio preference optimisation: SFT on the chosen and an odds ratio, no reference (Hong et al. 2024, eq. 6)."""
 

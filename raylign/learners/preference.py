@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from raylign.algorithms.loss import LossSum
-from raylign.algorithms.preference_loss import dpo_loss, orpo_loss, simpo_loss
+from raylign.algorithms.preference_loss import cpo_loss, dpo_loss, orpo_loss, simpo_loss
 from raylign.algorithms.supervised_loss import cross_entropy_loss
-from raylign.config import DPOConfig, ModelConfig, ORPOConfig, SimPOConfig
+from raylign.config import ModelConfig
+from raylign.config.offline import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
 from raylign.learners.offline import (
     RefLogprobs,
     completion_logprobs,
@@ -115,6 +116,22 @@ class SimPOLearner(PairLearner):
         chosen, rejected = pairs.per_token
         return simpo_loss(
             chosen_logprobs=chosen, rejected_logprobs=rejected, beta=self.algorithm.beta, gamma=self.algorithm.gamma
+        )
+
+
+class CPOLearner(PairLearner):
+    """A policy that learns by contrastive preference optimisation: sums of logprobs, no reference."""
+
+    def __init__(self, model: ModelConfig, spec: LearnerSpec, algorithm: CPOConfig, world: World | None = None) -> None:
+        super().__init__(model, spec, world)
+        self.algorithm, self.sft_coef = algorithm, algorithm.sft_coef
+
+    def preference_loss(self, pairs: PairLogprobs, rows: LongArray) -> LossSum:
+        return cpo_loss(
+            chosen_logprobs=pairs.chosen,
+            rejected_logprobs=pairs.rejected,
+            beta=self.algorithm.beta,
+            label_smoothing=self.algorithm.label_smoothing,
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raylign.algorithms.loss import LossSum
-from raylign.algorithms.preference_loss import bradley_terry_loss, dpo_loss, orpo_loss, simpo_loss
+from raylign.algorithms.preference_loss import bradley_terry_loss, cpo_loss, dpo_loss, orpo_loss, simpo_loss
 
 # --- the equations of the papers, as they are written there. `xp` is numpy or torch: numpy in float64 is the
 #     independent implementation, torch gives the gradient of the equation.
@@ -61,6 +61,12 @@ def simpo_equation(xp: Any, x: dict[str, Any], beta: float, gamma: float) -> Any
     return -xp.log(sigmoid(xp, beta * x["chosen_logprobs"] - beta * x["rejected_logprobs"] - gamma))
 
 
+def cpo_equation(xp: Any, x: dict[str, Any], beta: float, label_smoothing: float) -> Any:
+    margin = beta * x["chosen_logprobs"] - beta * x["rejected_logprobs"]
+    kept = (1 - label_smoothing) * xp.log(sigmoid(xp, margin))
+    return -kept - label_smoothing * xp.log(sigmoid(xp, -margin))
+
+
 def orpo_equation(xp: Any, x: dict[str, Any], beta: float) -> Any:
     chosen, rejected = (xp.exp(x[f"{side}_logprobs"]) for side in ("chosen", "rejected"))
     return -beta * xp.log(sigmoid(xp, xp.log((chosen / (1 - chosen)) / (rejected / (1 - rejected)))))
@@ -88,6 +94,7 @@ CASES = {
     "ipo": Case(dpo_loss, WITH_REFERENCE, ipo_equation, {"beta": 0.5, "loss": "ipo"}),
     "hinge": Case(dpo_loss, WITH_REFERENCE, hinge_equation, {"beta": 0.5, "loss": "hinge"}),
     "simpo": Case(simpo_loss, POLICY, simpo_equation, {"beta": 2.0, "gamma": 0.7}),
+    "cpo": Case(cpo_loss, POLICY, cpo_equation, {"beta": 0.5, "label_smoothing": 0.1}),
     "orpo": Case(orpo_loss, POLICY, orpo_equation, {"beta": 0.3}),
     "bradley_terry": Case(bradley_terry_loss, ("chosen_scores", "rejected_scores", "margin"), bradley_terry_equation),
 }
@@ -168,7 +175,7 @@ def test_huge_margins_stay_finite(name: str, margin: float):
     if name == "sigmoid":
         assert loss.total.item() == pytest.approx(max(0.0, -margin))
         assert gradients[0].item() == pytest.approx(0.0 if margin > 0 else -0.5)
-    if margin < 0 and name in ("sigmoid", "cdpo", "robust", "simpo", "bradley_terry"):
+    if margin < 0 and name in ("sigmoid", "cdpo", "robust", "simpo", "cpo", "bradley_terry"):
         assert not case.equation(torch, inputs, **case.settings).isfinite().all()  # what the stable form prevents
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raylign.algorithms.loss import LossSum
-from raylign.algorithms.preference_loss import bradley_terry_loss, dpo_loss, orpo_loss, simpo_loss
+from raylign.algorithms.preference_loss import bradley_terry_loss, cpo_loss, dpo_loss, orpo_loss, simpo_loss
 from raylign.algorithms.supervised_loss import cross_entropy_loss
 
 
@@ -197,6 +197,35 @@ def test_options_that_would_not_be_read_are_refused(settings: dict[str, Any], pr
 
 
 # --- without a reference
+
+
+# --- CPO, beta 0.5: logprobs of chosen -10, -8 and of rejected -12, -5; margins 1, -1.5 (numbers above).
+@pytest.mark.parametrize(("label_smoothing", "total"), [(0.0, 0.313262 + 1.701413), (0.1, 0.413262 + 1.551413)])
+def test_worked_cpo_loss(label_smoothing, total):
+    chosen, rejected = tensor(-10, -8, grad=True), tensor(-12, -5, grad=True)
+    loss = cpo_loss(chosen_logprobs=chosen, rejected_logprobs=rejected, beta=0.5, label_smoothing=label_smoothing)
+    assert loss.total.item() == pytest.approx(total, abs=1e-6)
+    if label_smoothing == 0:
+        loss.total.backward()
+        assert chosen.grad is not None
+        assert chosen.grad.tolist() == near(-0.5 * 0.268941, -0.5 * 0.817574)
+        torch.testing.assert_close(rejected.grad, -chosen.grad)
+    assert numbers(loss) == pytest.approx(
+        {
+            "cpo/accuracy": 1.0,
+            "cpo/margin": -0.5,
+            "cpo/chosen_reward": -9.0,
+            "cpo/rejected_reward": -8.5,
+            "logprobs/chosen": -18.0,
+            "logprobs/rejected": -17.0,
+        }
+    )
+
+
+@pytest.mark.parametrize("label_smoothing", [-0.1, 0.5])
+def test_cpo_refuses_a_label_smoothing_that_is_no_share_of_wrong_labels(label_smoothing):
+    with pytest.raises(ValueError, match="label_smoothing"):
+        cpo_loss(chosen_logprobs=tensor(-1), rejected_logprobs=tensor(-2), beta=0.5, label_smoothing=label_smoothing)
 
 
 def test_worked_simpo_loss():

@@ -194,7 +194,7 @@ def test_layouts_that_can_be(write):
 
 
 @pytest.mark.parametrize("beta", ["0", "0.0", "-0.1"])
-@pytest.mark.parametrize("name", ["dpo", "kto", "simpo", "orpo"])
+@pytest.mark.parametrize("name", ["dpo", "kto", "simpo", "cpo", "orpo"])
 def test_a_beta_that_is_not_above_zero_is_refused(write, name, beta):
     change = f"name: {name}\n  beta: {beta}"
     (line,) = problems(write(DPO.replace("name: dpo\n  beta: 0.1", change)))

@@ -65,7 +65,7 @@ def test_labelled_rows_and_pairs_for_kto(task, tmp_path):
     assert held_out is None
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "simpo", "orpo", "reward_model"])
+@pytest.mark.parametrize("algorithm", ["dpo", "simpo", "cpo", "orpo", "reward_model"])
 def test_labelled_rows_are_refused_where_pairs_are_needed(task, tmp_path, algorithm):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "a film", "completion": " good .", "label": True}) + "\n")
@@ -94,7 +94,15 @@ def test_a_reward_model_with_margins_reads_them_in_held_out_pairs_too(task, tmp_
 
 @pytest.mark.parametrize(
     ("algorithm", "needed"),
-    [("sft", False), ("reward_model", False), ("dpo", True), ("simpo", False), ("orpo", False), ("kto", True)],
+    [
+        ("sft", False),
+        ("reward_model", False),
+        ("dpo", True),
+        ("simpo", False),
+        ("cpo", False),
+        ("orpo", False),
+        ("kto", True),
+    ],
 )
 def test_which_offline_algorithms_need_a_reference(task, algorithm, needed):
     assert config(task, algorithm, "rows.jsonl").algorithm.needs_reference is needed

@@ -63,6 +63,12 @@ BUGS = {
         "return ids",
         "test_data_tokenize.py",
     ),
+    "CPO's chosen and rejected swapped": Bug(
+        "algorithms/preference_loss.py",
+        "losses = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)",
+        "losses = -(1 - label_smoothing) * logsigmoid(-margin) - label_smoothing * logsigmoid(margin)",
+        "test_algorithms_preferences.py",
+    ),
     # KL
     "KL dropped from the reward": Bug(
         "algorithms/advantages.py",

@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from raylign.config import DPOConfig, KTOConfig, ORPOConfig, RewardModelConfig, SimPOConfig
+from raylign.config.offline import CPOConfig
 from raylign.learners.kto import KTOLearner
-from raylign.learners.preference import DPOLearner, ORPOLearner, SimPOLearner
+from raylign.learners.preference import CPOLearner, DPOLearner, ORPOLearner, SimPOLearner
 from raylign.learners.reference import ReferenceModel
 from raylign.learners.reward_model import RewardModelLearner
 from raylign.types import FloatArray, LabelledSet, PairSet, Ragged, SequenceSet
@@ -103,6 +104,11 @@ def robust(pair: PlainPair) -> Tensor:
 def simpo(pair: PlainPair) -> Tensor:
     difference = pair.chosen / pair.num_chosen - pair.rejected / pair.num_rejected
     return -logsigmoid(BETA * difference - GAMMA)
+
+
+def cpo(pair: PlainPair) -> Tensor:
+    m = BETA * (pair.chosen - pair.rejected)
+    return -(1 - SMOOTHING) * logsigmoid(m) - SMOOTHING * logsigmoid(-m)
 
 
 def orpo(pair: PlainPair) -> Tensor:
@@ -214,6 +220,12 @@ CASES = {
         SimPOConfig(name="simpo", beta=BETA, gamma=GAMMA, sft_coef=COEF),
         pairs,
         lambda folders, data: plain_pairs(lambda p: simpo(p) + COEF * p.nll, folders, data),
+    ),
+    "cpo": Case(
+        CPOLearner,
+        CPOConfig(name="cpo", beta=BETA, label_smoothing=SMOOTHING, sft_coef=COEF),
+        pairs,
+        lambda folders, data: plain_pairs(lambda p: cpo(p) + COEF * p.nll, folders, data),
     ),
     "orpo": Case(
         ORPOLearner,

@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from raylign.config import TrackingConfig, WandbConfig
+from raylign.config import ALGORITHMS, TrackingConfig, WandbConfig
 from raylign.errors import DataError, UserError
 from raylign.tracking import (
     LiveView,
@@ -320,12 +320,13 @@ class TestLiveView:
         assert "step 0/100" in text
 
     def test_offline_algorithms_show_their_own_metric(self):
-        for metric, label in [("sft/nll", "nll"), ("dpo/accuracy", "accuracy"), ("reward_model/accuracy", "accuracy")]:
-            console = screen(80)
-            view = LiveView("my-run", 4, console=console)
-            view.update(1, {metric: 0.75})
-            console.print(view)
-            assert any(label in line and "0.750" in line for line in console.export_text().splitlines())
+        for algorithm in ALGORITHMS.values():
+            for metric, label in algorithm.headline:
+                console = screen(80)
+                view = LiveView("my-run", 4, console=console, headline=algorithm.headline)
+                view.update(1, {metric: 0.75})
+                console.print(view)
+                assert any(label in line and "0.750" in line for line in console.export_text().splitlines())
 
     def test_values_that_are_not_finite_are_shown_not_fatal(self):
         console = screen(80)
