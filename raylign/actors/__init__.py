@@ -1,1 +1,1 @@
-"""Thin Ray shells over the plain classes, groups of them with deadlines, and their placement."""
+"""Thin Ray actors around the plain classes, typed groups of them, and their placement."""

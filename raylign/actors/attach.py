@@ -1,8 +1,8 @@
-"""Join the Ray cluster that runs already, or say in one line, within seconds and before anything is taken, why not.
+"""Join a running Ray cluster, or say in one line why that fails, within seconds and before any resource is taken.
 
-Ray itself takes 20 s to a minute to find out, does not say that it was the token, and aborts the process where the
-token is missing. So the head is asked first, with one call that answers all three questions: does it answer, does it
-take our token, and which versions does it run?
+Ray itself needs 20 s to a minute, does not say that the token was refused, and aborts the process if the token is
+missing. So one call to the head comes first, which answers three questions: is it there, does it accept our token, and
+which versions does it run?
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from raylign.errors import UserError, one_line
 ANSWER_SECONDS = 10.0
 GENERATE = "ray get-auth-token --generate"
 
-# What a library reads in every process, and what is the same on every node. No secrets: Ray shows and logs the
+# Variables that libraries read in every process and that are the same on every node. No secrets: Ray shows and logs the
 # environment of a job, so HF_TOKEN and W&B's key belong to the nodes (docs/cluster.md). No proxies: a node has its own.
 SHIPPED = frozenset(
     {
@@ -53,10 +53,10 @@ SHIPPED_PREFIXES = ("NCCL_", "TORCH_NCCL_")
 
 
 def attach(address: str, **options: Any) -> None:
-    """`ray.init` on the cluster at `address` (host:port, or auto for the one on this machine).
+    """Run `ray.init` on the cluster at `address` (host:port, or auto for the cluster on this machine).
 
     Raises:
-        UserError: nothing answers, the token is missing or refused, versions differ, or this machine is no node of it.
+        UserError: nothing answers, the token is missing or refused, versions differ, or this machine is not a node of it.
     """
     place = f"RAY_ADDRESS={address}"
     _check_token(place)
@@ -69,7 +69,7 @@ def attach(address: str, **options: Any) -> None:
     _check_versions(place, _ask(place, found))
     if not services.find_node_ids():
         raise UserError(
-            f"{place}: this machine is no node of that cluster; launch there: ray submit, or ray job submit"
+            f"{place}: this machine is not a node of that cluster; launch there: ray submit, or ray job submit"
         )
     try:
         ray.init(address=found, runtime_env={"env_vars": shipped(os.environ)}, **options)
@@ -79,7 +79,7 @@ def attach(address: str, **options: Any) -> None:
 
 
 def shipped(environment: Mapping[str, str]) -> dict[str, str]:
-    """The driver's variables that the actors get too. What the Ray job itself ships is left out: Ray refuses it twice."""
+    """Return the driver's variables that the actors get too, except those that the Ray job ships: Ray refuses duplicates."""
     job = json.loads(environment.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     there = job.get("runtime_env", {}).get("env_vars", {})
     wanted = {k: v for k, v in environment.items() if k in SHIPPED or k.startswith(SHIPPED_PREFIXES)}
@@ -97,7 +97,7 @@ def _no_address(address: str) -> str:
 
 
 def _check_token(place: str) -> None:
-    """Ray ends the process without a word where token mode is on and there is no token."""
+    """Raise where Ray would end the process without a message: token mode is on and there is no token."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -112,7 +112,7 @@ def _check_token(place: str) -> None:
 
 
 def _ask(place: str, address: str) -> dict[str, Any]:
-    """What the head says of itself."""
+    """Return the metadata of the cluster, from its head."""
     request = gcs_service_pb2.InternalKVGetRequest(  # pyright: ignore[reportAttributeAccessIssue] (made by protoc)
         key=b"CLUSTER_METADATA", namespace=b"cluster"
     )
@@ -132,7 +132,7 @@ def _refused(code: grpc.StatusCode, problem: str) -> str:
     match code:
         case grpc.StatusCode.UNAUTHENTICATED if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
             return (
-                "the cluster refuses our token, which is wrong or of an earlier cluster; copy the head's "
+                "the cluster refuses our token, which is wrong or belongs to an earlier cluster; copy the head's "
                 "~/.ray/auth_token here, or set RAY_AUTH_TOKEN_PATH to it"
             )
         case grpc.StatusCode.UNAUTHENTICATED:
@@ -143,11 +143,13 @@ def _refused(code: grpc.StatusCode, problem: str) -> str:
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED:
             return "no Ray cluster answers there; check host and port, start the cluster, or unset it to run on this machine"
         case _:
-            return f"what answers there is no Ray head ({code.name.lower()}); use the head's port, 6379 if nothing else was set"
+            return (
+                f"the server there is not a Ray head ({code.name.lower()}); use the head's port, 6379 unless it was set"
+            )
 
 
 def _check_versions(place: str, metadata: dict[str, Any]) -> None:
-    """By Ray's own rule: the same Ray, the same Python."""
+    """Raise unless Ray and Python are the same here and there, which is Ray's own rule."""
     try:
         check_version_info(metadata, "this process")
     except RuntimeError:
@@ -160,5 +162,5 @@ def _check_versions(place: str, metadata: dict[str, Any]) -> None:
 
 
 def in_job() -> bool:
-    """Whether this driver was started by `ray job submit`."""
+    """Return whether `ray job submit` started this driver."""
     return RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ

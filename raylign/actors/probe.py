@@ -1,10 +1,10 @@
-"""Look over a cluster from a driver: `python -m raylign.actors.probe`, a process of its own, because attaching to a
-cluster that does not let us in may take minutes, and only a process can be ended.
+"""Inspect a cluster from a driver: `python -m raylign.actors.probe`, a process of its own, because attaching to a cluster
+that refuses us may take minutes, and only a process can be ended.
 
     stdin    {"address", "folder", "seconds"}
     stdout   one line, {"nodes": [...], "silent": {...}} (see `look_over`), or {"problem": text} where attaching failed
 
-What is asked of the nodes takes no GPU and no CPU of Ray's count, so that a busy cluster answers too.
+The tasks on the nodes take no GPU and no CPU of Ray's count, so that a busy cluster answers too.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _HEAD = "node:__internal_head__"  # a resource that the head alone has
 
 
 def look_over(folder: str, seconds: float) -> dict[str, Any]:
-    """What every node says, in the Ray session of this process.
+    """Return the facts of every node, in the Ray session of this process.
 
     Args:
-        folder: where a file of each node and of the driver is left for a moment, for the others to find; empty: none.
+        folder: each node and the driver briefly leave a file here for the others to find; empty: none.
         seconds: for all nodes to answer.
     Returns:
         `nodes`: `node_facts.inspect_node` of each that answered, and `name`, `driver_sees` (its file),
         `num_gpus` and `object_store` (that Ray counts there), `clock` (seconds it is ahead of the driver) and
-        `clock_error` (what the way there and back leaves open); the last two are None where it took too long.
+        `clock_error` (its uncertainty, from the round trip); the last two are None if the call took too long.
         `silent`: why the others did not, by name.
     """
     register_pickle_by_value(node_facts)  # a node may have another raylign, or none
@@ -58,7 +58,7 @@ def look_over(folder: str, seconds: float) -> dict[str, Any]:
             n: bool(folder) and node_facts.wait_for_file(Path(folder, node_facts.marker_name(seal, n)), seal)
             for n in said
         }
-        clocks = {n: _clock(n, folder, seal) for n in said}  # one after the other: a wait in a queue is no clock
+        clocks = {n: _clock(n, folder, seal) for n in said}  # one after the other, so that no call waits in a queue
     finally:
         for file in Path(folder).glob(node_facts.marker_name(seal, "*")) if folder else ():
             file.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def look_over(folder: str, seconds: float) -> dict[str, Any]:
 
 
 def _ask(what: Any, calls: Mapping[str, tuple[Any, ...]], seconds: float) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the function returns on each node, and why it did not, by node id."""
+    """Run a function on each node; returns its results, and the reasons where there is none, by node id."""
     refs = {node: _on(node, what).remote(*arguments) for node, arguments in calls.items()}
     ready, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=seconds)
     said, silent = {}, {}
@@ -95,7 +95,7 @@ def _ask(what: Any, calls: Mapping[str, tuple[Any, ...]], seconds: float) -> tup
 
 
 def _clock(node: str, folder: str, seal: str, seconds: float = 10.0) -> tuple[float | None, float | None]:
-    """Seconds the node is ahead, give or take the second number; its worker is warm from `look`."""
+    """Return how many seconds the node is ahead, and the error of that; its worker is warm from `inspect_node`."""
     sent = time.time()
     said, _ = _ask(node_facts.clean_up, {node: (node, folder, seal)}, seconds)
     back = time.time()

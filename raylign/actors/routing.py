@@ -1,7 +1,7 @@
-"""Which engine makes which part of a step: the longest parts first, each to the engine with the least left to do.
+"""Choose the engine for each part of a step: the longest parts first, each to the engine with the least left to do.
 
-Arithmetic alone. A sample's seed follows from the run, the step, the prompt and the sample, so whatever is decided here
-decides how long a step takes and never what comes of it.
+Arithmetic alone. A sample's seed follows from the run, the step, the prompt and the sample, so the choice
+decides how long a step takes and never its result.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _NEW = 0.5  # weight of the newest length in a prompt's mean: lengths move as th
 
 
 class LengthBook:
-    """How long the completions of each prompt were, and so how long they may be expected to be.
+    """Record of the completion lengths of each prompt, to predict the next ones.
 
-    A prompt that was never sampled is expected to do as the others did; before any was, all take `max_tokens`.
+    A prompt that was never sampled is expected to be like the others; before the first sample, all take `max_tokens`.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -27,7 +27,7 @@ class LengthBook:
         self._mean: float | None = None  # of all prompts
 
     def note(self, prompts: Hashable, rows: LongArray, lengths: FloatArray) -> None:
-        """`lengths` [B]: mean tokens of the completions of each prompt of `rows` [B]."""
+        """Record `lengths` [B], the mean tokens of the completions of each prompt in `rows` [B]."""
         for row, length in zip(rows.tolist(), lengths.tolist(), strict=True):
             known = self._means.setdefault((prompts, row), length)
             self._means[prompts, row] = (1 - _NEW) * known + _NEW * length
@@ -36,13 +36,13 @@ class LengthBook:
             self._mean = seen if mean is None else (1 - _NEW) * mean + _NEW * seen
 
     def expect(self, prompts: Hashable, rows: LongArray) -> float:
-        """Tokens of one completion of every prompt in `rows`, together."""
+        """Return the expected tokens of one completion of every prompt in `rows`, summed."""
         unknown = self._max_tokens if self._mean is None else self._mean
         return sum(self._means.get((prompts, row), unknown) for row in rows.tolist())
 
 
 def assign(costs: Sequence[float], loads: Sequence[float]) -> list[int]:
-    """Which engine takes each part: longest processing time first (Graham 1969), at most 4/3 of the best makespan.
+    """Return the engine of each part: longest processing time first (Graham 1969), at most 4/3 of the best makespan.
 
     Equal parts over idle engines go round in order.
 
@@ -50,8 +50,8 @@ def assign(costs: Sequence[float], loads: Sequence[float]) -> list[int]:
     [1, 0, 1]
 
     Args:
-        costs: of the parts.
-        loads: what the engines have left to do already.
+        costs: expected tokens of each part.
+        loads: expected tokens that each engine has left already.
     """
     loads = list(loads)
     taken = [0] * len(costs)
@@ -63,6 +63,6 @@ def assign(costs: Sequence[float], loads: Sequence[float]) -> list[int]:
 
 
 def mean_lengths(batch: RolloutBatch, num_samples: int) -> FloatArray:
-    """Mean tokens of the completions of each prompt: [N / num_samples]; the samples of a prompt are adjacent."""
+    """Return the mean tokens of each prompt's completions: [N / num_samples]; the samples of a prompt are adjacent."""
     lengths = batch.completion_mask.sum(axis=1, dtype=np.float32)
     return lengths.reshape(-1, num_samples).mean(axis=1)

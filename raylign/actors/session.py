@@ -1,4 +1,4 @@
-"""The Ray cluster a run lives on: the one that is there, or a local one that ends with the run."""
+"""Open the Ray cluster of a run: one that is running, or a local one that ends with the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raylign.actors.attach import attach
 def ray_session() -> Iterator[None]:
     """Use the Ray of this process; else attach to RAY_ADDRESS; else start a local Ray and stop it at the end.
 
-    `ray job submit` sets RAY_ADDRESS for its driver, `clusters/launch.py` for that of `ray submit`: where it is set, no
+    `ray job submit` sets RAY_ADDRESS for its driver, `clusters/launch.py` for that of `ray submit`: if it is set, no
     other Ray is ever started. A Ray that we start listens on loopback, has no dashboard and asks for a token (Ray's
     default for local clusters).
 

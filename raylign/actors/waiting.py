@@ -1,4 +1,4 @@
-"""Every wait of a run goes through here: it has a deadline, and it says what it waits for."""
+"""Wait for results with a deadline and a description of what is waited for; every wait of a run is made here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayErr
 
 from raylign.errors import DeadlineError, Interrupted, RaylignError, one_line
 
-_POLL = 0.5  # seconds between looks at the stop request
-_TELLS = 5.0  # seconds that Ray may take to say who died, after a survivor has complained
+_POLL = 0.5  # seconds between checks of the stop request
+_DEATH_SECONDS = 5.0  # that Ray may take to report who died, after an error in a survivor
 # Objects that an actor made with ray.put (the policy's weights) are lost with it.
 _LOST = (RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError)
 
 
 class ActorLost(RaylignError):
-    """An actor died. `actor_ids` are the hex ids of those known to be dead (none if Ray did not say)."""
+    """Death of an actor. `actor_ids` are the hex ids of the actors known to be dead (none if Ray did not say)."""
 
     def __init__(self, message: str, actor_ids: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class ActorLost(RaylignError):
 
 
 class Stop:
-    """A request to end the run, set by a signal handler."""
+    """Request to end the run, set by a signal handler."""
 
     requested = False
 
@@ -36,7 +36,7 @@ class Stop:
 
 
 class Waiter:
-    """Fetches results with a deadline."""
+    """Waits with deadlines, which a stop request may end."""
 
     def __init__(self, stop: Stop | None = None) -> None:
         self.stop = stop or Stop()
@@ -50,13 +50,13 @@ class Waiter:
         interruptible: bool = False,
         suspects: Callable[[], Sequence[ObjectRef]] = tuple,
     ) -> list[Any]:
-        """Results of all refs, in order.
+        """Return the results of all refs, in order.
 
         Args:
             timeout: seconds for all of them together.
-            waiting_for: role, phase and step, for the error.
+            waiting_for: role, call and step, for the error.
             interruptible: a stop request ends this wait at once (nothing would be lost).
-            suspects: calls to actors whose death may be behind an error that does not name one.
+            suspects: calls to actors whose death may have caused an error that names no actor.
         Raises:
             DeadlineError, ActorLost, Interrupted; a RaylignError that a role raised comes through as itself.
         """
@@ -80,22 +80,22 @@ class Waiter:
         return [self._value(ref, waiting_for) for ref in refs]
 
     def settle(self, refs: Sequence[ObjectRef], *, timeout: float, waiting_for: str) -> list[Any]:
-        """What became of each ref, in order: its value, the ActorLost, or a DeadlineError if it has not come.
+        """Return the outcome of each ref, in order: its value, the ActorLost, or a DeadlineError if it is late.
 
-        Args: see `fetch`. What a role raised on purpose is raised here too.
+        Args: see `fetch`. An error that a role raised on purpose is raised here too.
         """
         ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=timeout) if refs else ([], [])
-        came, found = set(ready), []
+        in_time, outcomes = set(ready), []
         for ref in refs:
             try:
                 late = DeadlineError(f"{waiting_for}: not within {timeout:g} s; raise the limit in `limits`")
-                found.append(self._value(ref, waiting_for) if ref in came else late)
+                outcomes.append(self._value(ref, waiting_for) if ref in in_time else late)
             except ActorLost as lost:
-                found.append(lost)
-        return found
+                outcomes.append(lost)
+        return outcomes
 
     def find_dead(self, pings: Sequence[ObjectRef], within: float) -> tuple[str, ...]:
-        """Ids of the actors that turn out to be dead within so many seconds; the others may be busy."""
+        """Return the ids of the actors that turn out to be dead within so many seconds; the others may be busy."""
         deadline, pending, dead = time.monotonic() + within, list(pings), []
         while pending and (left := deadline - time.monotonic()) > 0:
             ready, pending = ray.wait(pending, num_returns=1, timeout=left)
@@ -104,10 +104,10 @@ class Waiter:
                     self._value(ref, "ping")
                 except ActorLost as lost:
                     dead += lost.actor_ids
-                    # Those that died together are told together.
+                    # Ray reports deaths that happen together within a moment.
                     deadline = min(deadline, time.monotonic() + _POLL)
                 except RaylignError:
-                    continue  # alive enough to complain
+                    continue  # alive: it raised an error of its own
         return tuple(dict.fromkeys(dead))
 
     def _cause(
@@ -117,16 +117,16 @@ class Waiter:
         suspects: Callable[[], Sequence[ObjectRef]],
         waiting_for: str,
     ) -> RaylignError:
-        """The error, or the death that is behind it.
+        """Return the error, or the death that caused it.
 
-        A survivor of a broken torch.distributed world complains before Ray says who died, and an object that was lost
-        with its node does not say whose it was.
+        A survivor of a broken torch.distributed world raises an error before Ray reports who died, and the error of an
+        object that was lost with its node does not name its owner.
         """
         anonymous = isinstance(error, ActorLost) and not error.actor_ids
         if type(error) is not RaylignError and not anonymous:
             return error
-        dead = self.find_dead([*pending, *suspects()], _TELLS)
-        return ActorLost(f"{waiting_for}: an actor died, and so: {error}", dead) if dead else error
+        dead = self.find_dead([*pending, *suspects()], _DEATH_SECONDS)
+        return ActorLost(f"{waiting_for}: an actor died, which caused: {error}", dead) if dead else error
 
     def _value(self, ref: ObjectRef, waiting_for: str) -> Any:
         try:
@@ -136,17 +136,17 @@ class Waiter:
 
 
 def translate(error: RayError, waiting_for: str) -> Exception:
-    """Ray's wrapper -> the error that a role raised, or ActorLost where an actor died (also further up the chain)."""
+    """Unwrap Ray's error: the error that a role raised, or ActorLost if an actor died (also further up the chain)."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RayTaskError):
-            # Before anything else: Ray raises a mixture of this class and the role's own, whose text is a traceback.
+            # First of all: Ray raises a mixture of this class and the role's own, whose text is a traceback.
             seen = seen.cause
             continue
         if isinstance(seen, RaylignError):
             return seen
         if isinstance(seen, _LOST):
-            found = seen.actor_id if isinstance(seen, RayActorError) else None
-            return ActorLost(f"{waiting_for}: an actor died: {one_line(seen)}", (found,) if found else ())
+            actor_id = seen.actor_id if isinstance(seen, RayActorError) else None
+            return ActorLost(f"{waiting_for}: an actor died: {one_line(seen)}", (actor_id,) if actor_id else ())
         seen = seen.__cause__
     return RaylignError(f"{waiting_for}: {error}")

@@ -1,6 +1,6 @@
 """Cost of a run, from its summary and its config: device-seconds, memory, tokens, operations and price.
 
-- Reserved seconds of a role: from the reservation of its actors' places to their end, working or waiting (`held_seconds` of
+- Reserved seconds of a role: from the reservation of its actors' places to their end, working or waiting (`reserved_seconds` of
   summary.json).
 - A device is a GPU if the run asks for any, else one of Ray's logical CPUs. Device-seconds of a role are reserved seconds x
   actors x devices of an actor. Where roles are colocated they take turns on the same devices, so the run has those of
@@ -68,15 +68,17 @@ def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes:
     """Compute the cost of a run (definitions: top of this file).
 
     Args:
-        summary: summary.json; one without `held_seconds` (of an earlier raylign) counts every role as reserved to the end.
+        summary: summary.json; one without `reserved_seconds` (of an earlier raylign) counts every role as reserved to the end.
         parameters: size of the model; critic and reward model are assumed to be as large.
         passes: number of passes of an offline run over its dataset. Its reference scores every row once. That is
             counted for every run, although runs that find the logprobs in the cache spend no time on it.
     """
     wall: float = summary["wall_seconds"]
     evaluating: float = summary["stage_seconds"].get("evaluate", 0.0)
-    held: dict[str, dict[str, float]] = summary.get("held_seconds") or {"train": dict.fromkeys(summary["memory"], wall)}
-    train, separate = held.get("train", {}), held.get("judge", {})
+    reserved: dict[str, dict[str, float]] = summary.get("reserved_seconds") or {
+        "train": dict.fromkeys(summary["memory"], wall)
+    }
+    train, separate = reserved.get("train", {}), reserved.get("evaluation", {})
     if not separate:  # the same actors trained and evaluated
         train = {role: max(0.0, seconds - evaluating) for role, seconds in train.items()}
     evaluation: dict[str, float] = separate or dict.fromkeys(train, evaluating)

@@ -1,4 +1,4 @@
-"""Samples of every prompt, scored by the reward source, written as a dataset: pairs, the best of n, or all of them."""
+"""Sample every prompt, score the samples with the reward source, and write pairs, the best of n, or all as a dataset."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from ray import ObjectRef
 
+from raylign.actors.fleet import RolloutFleet
+from raylign.actors.role_groups import RewardGroup
 from raylign.config import CollectConfig
 from raylign.controllers.context import Run
-from raylign.controllers.keeper import Keeper
-from raylign.controllers.roles import Roles
+from raylign.controllers.roles import Roles, required
+from raylign.controllers.supervisor import Supervisor
 from raylign.data.sampler import Sampler
 from raylign.errors import Interrupted, RaylignError
 from raylign.files import write_atomic
@@ -23,19 +25,19 @@ Row = dict[str, Any]
 
 
 def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef, num_prompts: int) -> Path:
-    """Sample and score until there are `algorithm.rows` rows, or every prompt had its turn if that is None.
+    """Sample and score until there are `algorithm.rows` rows, or every prompt was sampled if that is None.
 
-    Each step is a file of its own, so nothing is redone.
+    Each step writes a file of its own, so a resumed run redoes none of them.
 
     Raises:
-        RaylignError: a whole pass over the prompts gave no row.
+        RaylignError: a whole epoch gave no row.
     """
     parts = _parts(run.folder)
     parts.mkdir(exist_ok=True)
-    # Batches end with the epoch: the seed of a sample is of (step, prompt, sample), so a prompt that stood twice in one
-    # step would give the same completions twice.
+    # Batches end with the epoch: the seed of a sample is of (step, prompt, sample), so a prompt that came twice in
+    # one step would give the same completions twice.
     sampler = Sampler(num_prompts, algorithm.batch_size, run.config.seed)
-    keeper = Keeper(run, roles)
+    supervisor = Supervisor(run, roles)
     run.view.status("sampling")
     kept: list[Row] = []
     step, last_useful = 0, 0
@@ -47,20 +49,20 @@ def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef
             kept += new
         else:
             start = time.perf_counter()
-            keeper.sync(0, lambda engine: engine.use_initial_weights.remote(0))
-            new = _sample(keeper, algorithm, prompts, prompt_rows, step - 1)
+            supervisor.sync(0, lambda engine: engine.use_initial_weights.remote(0))
+            new = _sample(supervisor, algorithm, prompts, prompt_rows, step - 1)
             _write(part, new)
             kept += new
-            counted = _sum(keeper.pop_metrics(step - 1)) | keeper.pop_counts()
+            counted = _sum(supervisor.pop_metrics(step - 1)) | supervisor.pop_counts()
             seconds = time.perf_counter() - start
             rate = {"throughput/tokens_per_second": counted.get("tokens/generated", 0.0) / seconds}
             run.log(step, _progress(new, len(kept)) | {"time/step": seconds} | counted | rate)
             if run.stop.requested and not _enough(algorithm, len(kept), step, sampler.batches_per_epoch):
-                raise Interrupted(f"stopped with {len(kept)} rows; they are kept; go on with --resume")
+                raise Interrupted(f"stopped with {len(kept)} rows; they are kept; continue with --resume")
         last_useful = step if new else last_useful
         if step - last_useful >= sampler.batches_per_epoch:
             raise RaylignError(
-                "collect: in a whole pass no prompt gave a usable row (completions not scored, or both of every pair the "
+                "collect: in a whole epoch no prompt gave a usable row (completions not scored, or both of every pair the "
                 "same); look at the reward, or raise rollout.sampling.temperature"
             )
     _write(run.folder / algorithm.file_name, kept[: algorithm.rows])
@@ -68,7 +70,7 @@ def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef
 
 
 def num_parts(folder: Path) -> int:
-    """Steps of `collect` that were done in this run directory; 0 for other runs."""
+    """Return how many steps of `collect` were done in this run directory; 0 for other runs."""
     return len(list(_parts(folder).glob("*.jsonl")))
 
 
@@ -81,28 +83,30 @@ def _enough(algorithm: CollectConfig, num_rows: int, num_steps: int, steps_per_e
 
 
 def _sample(
-    keeper: Keeper, algorithm: CollectConfig, prompts: ObjectRef, prompt_rows: LongArray, step: int
+    supervisor: Supervisor, algorithm: CollectConfig, prompts: ObjectRef, prompt_rows: LongArray, step: int
 ) -> list[Row]:
-    """Rows of one step; a shard is scored while the next one is generated."""
-    roles, config = keeper.roles, keeper.run.config
+    """Return the rows of one step; a shard is scored while the next one is generated."""
+    rollout, reward = required(supervisor.roles.rollout, RolloutFleet), required(supervisor.roles.reward, RewardGroup)
+    config = supervisor.run.config
     shards = np.array_split(prompt_rows, min(len(prompt_rows), config.num_shards))
 
     def submit() -> list[ObjectRef]:
-        jobs = roles["rollout"].submit_parts(
-            prompts, [(shard, step) for shard in shards], algorithm.samples_per_prompt, 0
-        )
-        found = []
+        jobs = rollout.submit_parts(prompts, [(shard, step) for shard in shards], algorithm.samples_per_prompt, 0)
+        rows = []
         for i, job in enumerate(jobs):
-            judge, seed = roles["reward"][i], config.seed + i
-            scores = judge.score.remote(job.batch, prompts)
-            found.append(judge.rows_to_keep.remote(job.batch, prompts, scores, algorithm, seed, step))
-        return found
+            scores = reward.submit_scores(i, job.batch, prompts)
+            rows.append(reward.submit_rows_to_keep(i, job.batch, prompts, scores, algorithm, config.seed + i, step))
+        return rows
 
-    return [row for rows in keeper.persist(submit, "generate", step, f"step {step + 1}, generate") for row in rows]
+    return [
+        row
+        for rows in supervisor.retry_on_actor_loss(submit, "generate", step, f"step {step + 1}, generate")
+        for row in rows
+    ]
 
 
 def _progress(new: list[Row], num_rows: int) -> dict[str, float]:
-    """Rows so far, and the mean score of the step's completions that were kept."""
+    """Return how many rows there are so far, and the mean score of the completions that this step kept."""
     scores = [row[name] for row in new for name in ("score", "chosen_score", "rejected_score") if name in row]
     return {"collect/rows": num_rows} | ({"collect/score": sum(scores) / len(scores)} if scores else {})
 

@@ -30,7 +30,9 @@ class Run:
     stop: Stop
     view: View
     tracker: Tracker
-    totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # summed time/*, tokens/* and held/*
+    totals: dict[str, float] = field(
+        default_factory=lambda: defaultdict(float)
+    )  # summed time/*, tokens/* and reserved/*
     pool: ActorPool | None = None  # of actors that are kept between runs
     group: PlacementGroup | None = None  # that the run was given, and that all its phases fit in
     until: int | None = None  # step after which the run is left, committed, though it is not the last

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 from ray import ObjectRef
 
+from raylign.actors.fleet import RolloutFleet
+from raylign.actors.role_groups import RewardGroup
 from raylign.controllers.context import Run
-from raylign.controllers.keeper import Keeper
-from raylign.controllers.roles import Roles
+from raylign.controllers.roles import Roles, required
+from raylign.controllers.supervisor import Supervisor
 
-SEED_STEP = 2**40  # stands where a training step would, so that evaluation never reuses a training seed
+SEED_STEP = 2**40  # takes the place of a training step, so that evaluation never reuses a training seed
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over the held-out prompts."""
+    """Means over the held-out prompts, and some samples."""
 
     score: float
     score_std: float  # over completions
@@ -30,42 +32,49 @@ class Evaluation:
 
     @property
     def score_stderr(self) -> float:
+        """Standard error of the score."""
         return self.score_std / max(1, self.num_scored) ** 0.5
 
     def numbers(self) -> dict[str, Any]:
-        """Everything but the texts, as JSON."""
+        """Return everything but the texts, as JSON."""
         names = ("score", "score_std", "score_stderr", "num_scored", "num_invalid", "kl", "length", "finished")
         return {name: getattr(self, name) for name in names}
 
+    def step_metrics(self) -> dict[str, float]:
+        """Return the metrics of an evaluation during training."""
+        return {"evaluation/score": self.score, "evaluation/kl": self.kl or 0.0}
+
 
 def evaluate(
-    run: Run, roles: Roles, prompts: ObjectRef, num_prompts: int, version: int, label: str, keeper: Keeper
+    run: Run, roles: Roles, prompts: ObjectRef, num_prompts: int, version: int, label: str, supervisor: Supervisor
 ) -> Evaluation:
-    """One completion of every held-out prompt, scored by the evaluator (or the run's reward).
+    """Sample one completion of every held-out prompt and score it with the evaluator, or the run's reward.
 
     Args:
         version: the policy version that the engines must hold.
         label: for progress and errors: before, after, step 20.
-        keeper: replaces what dies meanwhile.
+        supervisor: replaces the actors that die meanwhile.
     """
     config = run.config
     assert config.evaluation
     size, keep = config.evaluation.batch_size, config.evaluation.keep_samples
-    judge = roles["evaluator"] if "evaluator" in roles else roles["reward"]
+    evaluator = required(roles.evaluator if roles.evaluator is not None else roles.reward, RewardGroup)
+    rollout, reference = required(roles.rollout, RolloutFleet), roles.reference
     run.view.status(f"evaluating {label}")
 
     def submit() -> list[ObjectRef]:
         parts = []
         for i, first in enumerate(range(0, num_prompts, size)):
             rows = np.arange(first, min(first + size, num_prompts))
-            batch = roles["rollout"].submit(prompts, rows, 1, SEED_STEP, version).batch
-            scores = judge[i].score.remote(batch, prompts)
-            ref = roles["reference"][i].logprobs.remote(batch) if "reference" in roles else None
-            parts.append(judge[i].evaluation_part.remote(batch, prompts, scores, ref, max(0, keep - first)))
+            batch = rollout.submit(prompts, rows, 1, SEED_STEP, version).batch
+            scores = evaluator.submit_scores(i, batch, prompts)
+            ref_logprobs = reference.submit_logprobs(i, batch) if reference is not None else None
+            kept = max(0, keep - first)
+            parts.append(evaluator.submit_evaluation_part(i, batch, prompts, scores, ref_logprobs, kept))
         return parts
 
     with run.stage("evaluate"):
-        done = keeper.persist(submit, "generate", version, f"evaluation {label}", interruptible=True)
+        done = supervisor.retry_on_actor_loss(submit, "generate", version, f"evaluation {label}", interruptible=True)
     return _gather(done)
 
 

@@ -17,10 +17,11 @@ import ray
 from ray import ObjectRef
 from safetensors.numpy import load_file, save_file
 
+from raylign.actors.role_groups import OfflineLearnerGroup, ReferenceGroup
 from raylign.config import OfflineAlgorithm, RunConfig
 from raylign.controllers.commits import MERGED
 from raylign.controllers.context import Run
-from raylign.controllers.roles import Roles
+from raylign.controllers.roles import Roles, required
 from raylign.data.sampler import Sampler
 from raylign.files import replacing, sha256_of
 from raylign.types import FloatArray, LabelledSet, PairSet
@@ -30,42 +31,40 @@ _REFERENCE_ROWS = 256  # rows scored in one call, so that progress shows and no 
 
 class OfflineLoop:
     def __init__(self, run: Run, roles: Roles, algorithm: OfflineAlgorithm, num_rows: int) -> None:
-        self.run, self.roles = run, roles
+        self.run, self.policy = run, required(roles.policy, OfflineLearnerGroup)
         self.sampler = Sampler(num_rows, algorithm.batch_size, run.config.seed)
         self.num_steps = algorithm.num_steps(num_rows)
         self.step = 0
 
     def set_data(self, data: ObjectRef, ref_logprobs: tuple[FloatArray, FloatArray] | None) -> None:
         """Every rank keeps the dataset (without a copy, on the node where it lies)."""
-        self._fetch(self.roles["policy"].submit_all("set_data", data, ray.put(ref_logprobs)), "start")
+        self._fetch(self.policy.submit_data(data, ray.put(ref_logprobs)), "start")
 
     def accuracy(self, held_out: ObjectRef) -> dict[str, Any]:
         """Share of held-out pairs that the reward model orders as the labels do."""
         self.run.view.status("evaluating")
         with self.run.stage("evaluate"):
-            policy, split = self.roles["policy"], self.run.config.learner.sharding.splits_model
-            ref = policy.submit_collective("evaluate", held_out) if split else policy.head.evaluate.remote(held_out)
-            (found,) = self._fetch([ref], "generate")
+            (found,) = self._fetch([self.policy.submit_evaluation(held_out)], "generate")
         return {"score": found["reward_model/accuracy"], "kl": None} | found
 
     def train(self) -> None:
         """Run until the last step; commit and log on the way."""
         while self.step < self.num_steps:
             start = time.perf_counter()
-            updates = self.roles["policy"].submit_all("update_rows", self.sampler.next())
+            updates = self.policy.submit_update(self.sampler.next())
             metrics = self._fetch(updates, "update")[0]
             metrics[f"{self.run.config.algorithm.name}/loss"] = metrics.pop("loss")
             self.step += 1
-            busy = self._fetch([self.roles["policy"].head.pop_metrics.remote()], "update")[0]
+            busy = self._fetch([self.policy.submit_pop_metrics()], "update")[0]
             seconds = time.perf_counter() - start
             rate = {"throughput/tokens_per_second": metrics["tokens/trained"] / seconds}
             self.run.log(self.step, metrics | busy | rate | {"time/step": seconds})
             self.run.commit_if_due(self.step, self.num_steps, self.save)
 
     def save(self, path: Path) -> dict[str, Any]:
-        saved = self.roles["policy"].submit_all("save", str(path / "policy"))
+        saved = self.policy.submit_save(str(path / self.policy.role))
         if self.run.config.model.lora and self.step == self.num_steps:
-            saved += self.roles["policy"].submit_all("export_merged", str(path / MERGED))
+            saved += self.policy.submit_export_merged(str(path / MERGED))
         self._fetch(saved, "save")
         return {"sampler": self.sampler.state()}
 
@@ -88,12 +87,13 @@ def reference_logprobs(
     Args:
         data: `rows` in the object store.
     """
+    reference = required(roles.reference, ReferenceGroup)
     firsts = range(0, len(rows), _REFERENCE_ROWS)
     run.view.status("scoring the dataset with the reference")
     with run.stage("reference"):
         parts = run.waiter.fetch(
             [
-                roles["reference"][i].dataset_logprobs.remote(data, first, min(first + _REFERENCE_ROWS, len(rows)))
+                reference.submit_dataset_logprobs(i, data, first, min(first + _REFERENCE_ROWS, len(rows)))
                 for i, first in enumerate(firsts)
             ],
             timeout=run.config.limits.generate,

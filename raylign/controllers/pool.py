@@ -1,7 +1,7 @@
-"""Actors that outlive a run, for the next one that needs the same.
+"""Keep actors after a run for the next run that needs the same.
 
-An actor costs four seconds of imports before it does anything. A comparison of many short runs keeps its actors: each
-run builds its own models in them, from nothing.
+An actor needs four seconds of imports before it does anything. A comparison of many short runs keeps its actors: each
+run builds its own models in them, from scratch.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from typing import Protocol
 
 
 class Closable(Protocol):
+    """Actors that can be ended."""
+
     def kill(self) -> None: ...
 
 
 class ActorPool:
-    """Holds the actors of at most one run, so that what it keeps never stands in the way of what is placed next."""
+    """Actors of at most one run, so that what it keeps never blocks the placement of the next run."""
 
     def __init__(self) -> None:
         self._kept: tuple[Hashable, Closable] | None = None
 
     def take(self, key: Hashable) -> Closable | None:
-        """What was given under an equal key, or nothing; what was given under another one is ended."""
+        """Return the actors that were given under an equal key, or None; actors of another key are ended."""
         kept, self._kept = self._kept, None
         if kept is None or kept[0] == key:
             return kept and kept[1]
@@ -30,12 +32,12 @@ class ActorPool:
         return None
 
     def give(self, key: Hashable, roles: Closable) -> None:
-        """Keep these for the next run."""
+        """Keep these actors for the next run."""
         self.close()
         self._kept = (key, roles)
 
     def close(self) -> None:
-        """End what is kept."""
+        """End the actors that are kept."""
         if self._kept:
             self._kept[1].kill()
         self._kept = None
@@ -43,7 +45,7 @@ class ActorPool:
 
 @contextmanager
 def actor_pool() -> Iterator[ActorPool]:
-    """A pool that is empty at the end, whatever happens."""
+    """Yield a pool that is empty at the end, whatever happens."""
     pool = ActorPool()
     try:
         yield pool

@@ -26,7 +26,7 @@ from raylign.controllers.pool import ActorPool
 from raylign.controllers.run_folders import CONTENT, SUMMARY, differences, fresh_folder, newest_folder, write_json
 from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
-from raylign.controllers.usage import held, summarised
+from raylign.controllers.usage import reserved_seconds, summarised
 from raylign.controllers.workflows import execute
 from raylign.errors import FailureBudgetError, Interrupted, UserError
 from raylign.files import write_atomic
@@ -228,7 +228,7 @@ def _summary(config: RunConfig, run: Run, scores: dict[str, Any], steps: int) ->
         "evaluation": scores,
         "wall_seconds": run.wall(),
         "stage_seconds": {name.removeprefix("time/"): v for name, v in sorted(totals.items()) if _is_stage(name)},
-        "held_seconds": held(totals),
+        "reserved_seconds": reserved_seconds(totals),
         "tokens": {name.removeprefix("tokens/"): int(v) for name, v in totals.items() if name.startswith("tokens/")},
         "memory": summarised(run.memory),
         "output": output_name(config),

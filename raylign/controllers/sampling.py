@@ -1,71 +1,73 @@
-"""The samples of a step, in parts that are made, scored and, where an actor died, made again by themselves."""
+"""Submit the samples of a step in shards; each is made, scored and, if an actor died, made again by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from ray import ObjectRef
 
+from raylign.actors.fleet import RolloutFleet
+from raylign.actors.role_groups import PolicyGroup, RewardGroup
 from raylign.config import OnlineAlgorithm, RunConfig
-from raylign.controllers.keeper import MAX_LOSSES
-from raylign.controllers.roles import Roles
-from raylign.controllers.turns import Turns
+from raylign.controllers.roles import Roles, required
+from raylign.controllers.supervisor import MAX_LOSSES
+from raylign.controllers.turns import GpuTurns
 from raylign.errors import FailureBudgetError
 from raylign.types import LongArray
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a step's samples and what is computed from it, as `Samples.join` names it."""
+    """Part of a step's samples, and all that is computed from it, under the names of `Samples.join`."""
 
-    rows: LongArray  # of the prompts
-    salt: int  # stands for the step in the seeds
+    rows: LongArray  # rows of its prompts
+    salt: int  # takes the place of the step in the seeds
     refs: dict[str, ObjectRef]
-    workers: frozenset[str]  # ids of the actors that make them, but for the learners
-    num_losses: int = 0  # how often one of those died
+    workers: frozenset[str]  # ids of the actors that make it, except learners
+    num_losses: int = 0  # deaths of its workers so far
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A step whose samples are being made."""
+    """Step whose samples are being made."""
 
     step: int
-    batches: list[LongArray]  # prompt rows; more than one where dynamic sampling asked for more
+    batches: list[LongArray]  # prompt rows; several if dynamic sampling needed more
     shards: list[Shard]
 
     @property
     def parts(self) -> dict[str, list[ObjectRef]]:
-        """The refs of all shards by what they are."""
+        """Refs of all shards under each name."""
         return {name: [shard.refs[name] for shard in self.shards] for name in self.shards[0].refs}
 
 
 class Sampling:
-    """Submits everything up to the assembly of a step, without waiting for anything.
+    """Submission of everything up to the assembly of a step, without waiting for anything.
 
-    How a step is cut into shards follows from the config alone, never from how many engines there are at the moment, so
-    the same samples stand in the same shards whatever becomes of the engines.
+    The config alone decides how a step is cut into shards, never the present number of engines, so the same samples are
+    in the same shards whatever happens to the engines.
     """
 
     def __init__(
-        self, config: RunConfig, roles: Roles, algorithm: OnlineAlgorithm, prompts: ObjectRef, turns: Turns
+        self, config: RunConfig, roles: Roles, algorithm: OnlineAlgorithm, prompts: ObjectRef, turns: GpuTurns
     ) -> None:
-        self.roles, self.algorithm, self.prompts = roles, algorithm, prompts
-        self.turns = turns
+        self.algorithm, self.prompts, self.turns = algorithm, prompts, turns
         self.num_shards = config.num_shards
-        self.is_split = config.learner.sharding.splits_model
+        self.rollout, self.reward = required(roles.rollout, RolloutFleet), required(roles.reward, RewardGroup)
+        self.policy = required(roles.policy, PolicyGroup)
+        self.critic, self.reference = roles.critic, roles.reference
 
     def submit(self, step: int, batches: list[LongArray], version: int) -> Pending:
-        """A step from the prompts of these batches, by engines of this version."""
+        """Submit a step over the prompts of these batches, to engines of this version."""
         pending = Pending(step, [], [])
         for rows in batches:
             pending = self.extend(pending, rows, version)
         return pending
 
     def extend(self, pending: Pending, rows: LongArray, version: int) -> Pending:
-        """The same step with the samples of one more batch of prompts."""
+        """Add the samples of one more batch of prompts to the step."""
         parts = []
         for again, part in enumerate(distinct(rows)):
             salt = pending.step + (len(pending.batches) << 48) + (again << 32)  # no two get the same seeds
@@ -74,10 +76,10 @@ class Sampling:
         return Pending(pending.step, [*pending.batches, rows], [*pending.shards, *shards])
 
     def redo(self, pending: Pending, dead: Collection[str], version: int) -> Pending:
-        """The same step with the shards of dead actors made again.
+        """Submit the shards of dead actors again; returns the step with their new refs.
 
         Raises:
-            FailureBudgetError: a shard cost one actor after another; it may be what kills them.
+            FailureBudgetError: a shard lost one actor after another, so it may be the cause.
         """
         shards = list(pending.shards)
         for i, shard in enumerate(shards):
@@ -87,50 +89,38 @@ class Sampling:
             if losses > MAX_LOSSES:
                 raise FailureBudgetError(
                     f"step {pending.step + 1}: {losses} actors died on the same samples (prompt rows {shard.rows.min()} "
-                    f"to {shard.rows.max()}); the last commit is whole: find the cause, then go on with --resume"
+                    f"to {shard.rows.max()}); the last commit is intact: find the cause, then continue with --resume"
                 )
             (again,) = self._shards([(shard.rows, shard.salt)], version, i)
             shards[i] = Shard(again.rows, again.salt, again.refs, again.workers, losses)
         return Pending(pending.step, pending.batches, shards)
 
     def _shards(self, parts: list[tuple[LongArray, int]], version: int, first: int) -> list[Shard]:
-        """`first`: number of the first one in its step."""
-        roles = self.roles
-        self.turns.give("engines")
-        jobs = roles["rollout"].submit_parts(self.prompts, parts, self.algorithm.samples_per_prompt, version)
-        self.turns.give("learners")
+        """Submit the shards of these parts; `first` is the number of the first one in its step."""
+        self.turns.switch_to("engines")
+        jobs = self.rollout.submit_parts(self.prompts, parts, self.algorithm.samples_per_prompt, version)
+        self.turns.switch_to("learners")
         shards = []
         for i, ((rows, salt), job) in enumerate(zip(parts, jobs, strict=True), start=first):
             batch = job.batch
-            refs = {"rollouts": batch, "scores": roles["reward"][i].score.remote(batch, self.prompts)}
-            workers = [job.engine, _id(roles["reward"][i])]
-            if "reference" in roles:
-                refs["ref_logprobs"] = roles["reference"][i].logprobs.remote(batch)
-                workers.append(_id(roles["reference"][i]))
-            if "critic" in roles:
-                refs["values"] = self._learner("critic", "values", i, batch)
+            refs = {"rollouts": batch, "scores": self.reward.submit_scores(i, batch, self.prompts)}
+            workers = [job.engine, self.reward.id_of(i)]
+            if self.reference is not None:
+                refs["ref_logprobs"] = self.reference.submit_logprobs(i, batch)
+                workers.append(self.reference.id_of(i))
+            if self.critic is not None:
+                refs["values"] = self.critic.submit_values(i, batch)
             if self.algorithm.recomputes_old_logprobs:
-                refs["old_logprobs"] = self._learner("policy", "logprobs", i, batch)
+                refs["old_logprobs"] = self.policy.submit_logprobs(i, batch)
             shards.append(Shard(rows, salt, refs, frozenset(workers)))
         return shards
 
-    def _learner(self, role: str, method: str, i: int, batch: ObjectRef) -> ObjectRef:
-        """By all ranks together where each holds a part of the model, else by one after the other in turn."""
-        group = self.roles[role]
-        if self.is_split:
-            return group.submit_collective(method, batch)
-        return getattr(group[i], method).remote(batch)
-
 
 def distinct(rows: LongArray) -> list[LongArray]:
-    """The rows in parts in which none stands twice, as it may where a step reaches into the next epoch."""
+    """Split the rows into parts without repetitions; a row is repeated if a step reaches into the next epoch."""
     parts = []
     while len(rows):
         first = np.sort(np.unique(rows, return_index=True)[1])
         parts.append(rows[first])
         rows = np.delete(rows, first)
     return parts
-
-
-def _id(actor: Any) -> str:
-    return actor._actor_id.hex()

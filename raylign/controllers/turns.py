@@ -2,34 +2,36 @@
 
     engines generate | engines sleep, learners wake -> values, logprobs, update, weights | learners sleep, engines wake
 
-Nothing here waits: an actor does what it was asked in order, and who wakes is handed the other side's word that it
-sleeps. Where every actor has a place of its own, nothing happens.
+Nothing here waits: an actor executes its calls in order, and the side that wakes is handed refs that resolve when the
+other side is asleep. Where every actor has a place of its own, nothing happens.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+from raylign.actors.fleet import RolloutFleet
+from raylign.actors.group import LearnerGroup
 from raylign.controllers.roles import Roles
 
 Side = Literal["engines", "learners"]
 
 
-class Turns:
-    """Whose turn it is; the learners are loaded last."""
+class GpuTurns:
+    """Which side is awake; at first the learners, which are loaded last."""
 
     def __init__(self, roles: Roles) -> None:
         self._roles = roles
-        self._now: Side = "learners"
+        self._awake: Side = "learners"
 
-    def give(self, side: Side) -> None:
-        """From here on, what is submitted to this side finds it awake, and the other asleep."""
-        if not self._roles.take_turns or self._now == side:
+    def switch_to(self, side: Side) -> None:
+        """Let the calls that are submitted from here on find this side awake, and the other asleep."""
+        if not self._roles.take_turns or self._awake == side:
             return
-        self._now = side
-        engines = self._roles["rollout"].actors
-        learners = [actor for role in ("policy", "critic") if role in self._roles for actor in self._roles[role].actors]
+        self._awake = side
+        engines: list[LearnerGroup | RolloutFleet] = [self._roles.rollout] if self._roles.rollout is not None else []
+        learners: list[LearnerGroup | RolloutFleet] = [*self._roles.learners]
         sleeping, waking = (learners, engines) if side == "engines" else (engines, learners)
-        asleep = [actor.sleep.remote() for actor in sleeping]
-        for actor in waking:
-            actor.wake.remote(*asleep)
+        asleep = [ref for group in sleeping for ref in group.submit_sleep()]
+        for group in waking:
+            group.submit_wake(asleep)

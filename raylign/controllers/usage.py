@@ -1,4 +1,4 @@
-"""What each role used, read before its actors end: the seconds it was held, and its peak memory."""
+"""Resources that each role used, read before its actors end: the seconds it was reserved, and its peak memory."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ _TIMEOUT = 20.0  # seconds for idle actors to read one small file
 log = logging.getLogger(__name__)
 
 
-def note_use(run: Run, roles: Roles, phase: Literal["train", "judge"] = "train") -> None:
-    """Count the seconds that the actors of `roles` were held for this phase since the last call, and their memory.
+def note_use(run: Run, roles: Roles, purpose: Literal["train", "evaluation"] = "train") -> None:
+    """Count the seconds that the roles were reserved since the last call, and record their peak memory.
 
-    Held is from the reservation of their place on, whether they worked or waited: nobody else could have it.
+    A role is reserved from the moment its place is, whether its actors work or wait: nobody else can have the place.
+
+    Args:
+        purpose: evaluation if the actors were launched only to evaluate.
     """
     now = run.wall()
-    for role in roles.groups:
-        run.totals[f"held/{phase}/{role}"] += now - roles.since[role]
-        roles.since[role] = now
+    for group in roles.groups:
+        run.totals[f"reserved/{purpose}/{group.role}"] += now - roles.since[group.role]
+        roles.since[group.role] = now
     note_peak_memory(run, roles)
 
 
-def held(totals: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """For summary.json: seconds by phase and role; `judge` is an evaluation with actors of its own."""
-    found: dict[str, dict[str, float]] = {}
+def reserved_seconds(totals: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the reserved seconds by purpose and role, for summary.json."""
+    by_purpose: dict[str, dict[str, float]] = {}
     for name, seconds in sorted(totals.items()):
-        if name.startswith("held/"):
-            _, phase, role = name.split("/")
-            found.setdefault(phase, {})[role] = seconds
-    return found
+        if name.startswith("reserved/"):
+            _, purpose, role = name.split("/")
+            by_purpose.setdefault(purpose, {})[role] = seconds
+    return by_purpose
 
 
 def note_peak_memory(run: Run, roles: Roles) -> None:
@@ -44,24 +47,24 @@ def note_peak_memory(run: Run, roles: Roles) -> None:
 
     The work is done by now: an actor that does not answer costs its number, not the run.
     """
-    asked = {actor.peak_memory.remote(): role for role, group in roles.groups.items() for actor in group.actors}
-    ready, missing = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT)
+    calls = {actor.peak_memory.remote(): group.role for group in roles.groups for actor in group.actors}
+    ready, missing = ray.wait(list(calls), num_returns=len(calls), timeout=_TIMEOUT)
     for ref in missing:
-        log.warning("peak memory of a %s actor is not known: no answer within %g s", asked[ref], _TIMEOUT)
+        log.warning("peak memory of a %s actor is not known: no answer within %g s", calls[ref], _TIMEOUT)
     for ref in ready:
         try:
-            found = ray.get(ref)
+            peaks = ray.get(ref)
         except RayError as e:
-            log.warning("peak memory of a %s actor is not known: %s", asked[ref], one_line(e))
+            log.warning("peak memory of a %s actor is not known: %s", calls[ref], one_line(e))
             continue
-        known = run.memory.setdefault(asked[ref], {})
-        for place, peak in found.items():
+        known = run.memory.setdefault(calls[ref], {})
+        for place, peak in peaks.items():
             known[place] = max(peak, known.get(place, 0))
 
 
 def summarised(memory: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    """For summary.json: `peak_bytes` is of the GPU where a role had one, `host_bytes` of the actor's process."""
+    """Return the peaks for summary.json: `peak_bytes` of the GPU if a role had one, `host_bytes` of its process."""
     return {
-        role: {"peak_bytes": found.get("gpu", found["host"]), "host_bytes": found["host"]}
-        for role, found in sorted(memory.items())
+        role: {"peak_bytes": peaks.get("gpu", peaks["host"]), "host_bytes": peaks["host"]}
+        for role, peaks in sorted(memory.items())
     }

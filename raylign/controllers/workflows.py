@@ -16,7 +16,7 @@ from raylign.controllers.collect import collect
 from raylign.controllers.commits import MERGED, Commit
 from raylign.controllers.context import Run
 from raylign.controllers.evaluate import Evaluation, evaluate
-from raylign.controllers.keeper import Keeper
+from raylign.controllers.launch import launch
 from raylign.controllers.lock import locked
 from raylign.controllers.offline import (
     OfflineLoop,
@@ -27,8 +27,8 @@ from raylign.controllers.offline import (
 )
 from raylign.controllers.online import OnlineLoop
 from raylign.controllers.outputs import output_base
-from raylign.controllers.roles import launch
 from raylign.controllers.stages import MODEL
+from raylign.controllers.supervisor import Supervisor
 from raylign.controllers.usage import note_use
 from raylign.files import write_atomic
 from raylign.types import Dataset, LabelledSet, PairSet, PromptSet
@@ -92,7 +92,7 @@ def offline(
                 cached = reference_logprobs(run, roles, rows, data)
                 cache_logprobs(cache, cached)
                 note_use(run, roles)
-                roles.dismiss("reference")
+                roles.dismiss_reference()
                 making.close()
             loop.set_data(data, cached)
             if commit:
@@ -151,13 +151,13 @@ def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
     """Engines are placed only now that the learner is gone: first with the start model, then with what was learned."""
     config = run.config
     with launch(run, config.phases[1]) as roles:
-        held, keeper = ray.put(held_out), Keeper(run, roles)
-        keeper.sync(0, lambda engine: engine.use_initial_weights.remote(0))
-        scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before", keeper))
+        held, supervisor = ray.put(held_out), Supervisor(run, roles)
+        supervisor.sync(0, lambda engine: engine.use_initial_weights.remote(0))
+        scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before", supervisor))
         model = str(run.folder / MODEL)
-        keeper.sync(1, lambda engine: engine.load_folder.remote(1, model))
-        scores.need("after", lambda: evaluate(run, roles, held, len(held_out), 1, "after", keeper))
-        note_use(run, roles, "judge")
+        supervisor.sync(1, lambda engine: engine.load_folder.remote(1, model))
+        scores.need("after", lambda: evaluate(run, roles, held, len(held_out), 1, "after", supervisor))
+        note_use(run, roles, "evaluation")
 
 
 def publish(run: Run, commit: Commit | None) -> None:

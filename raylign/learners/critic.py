@@ -6,7 +6,7 @@ import torch
 
 from raylign.algorithms.loss import LossSum
 from raylign.algorithms.value_loss import ppo_value_loss
-from raylign.config import ModelConfig, PPOConfig
+from raylign.config import CriticAlgorithm, ModelConfig
 from raylign.learners.learner import Learner
 from raylign.learners.passes import run_passes
 from raylign.learners.spec import LearnerSpec
@@ -23,7 +23,9 @@ class CriticLearner(Learner):
 
     role = "critic"
 
-    def __init__(self, model: ModelConfig, spec: LearnerSpec, algorithm: PPOConfig, world: World | None = None) -> None:
+    def __init__(
+        self, model: ModelConfig, spec: LearnerSpec, algorithm: CriticAlgorithm, world: World | None = None
+    ) -> None:
         empty = is_sent_weights(world, spec.sharding)
         super().__init__(load_critic(model, spec.seed, empty), load_tokenizer(model), spec, world)
         self.algorithm = algorithm

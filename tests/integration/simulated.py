@@ -59,7 +59,7 @@ def actor_process(pid: int) -> list[psutil.Process]:
     """The process that had this number when an engine wrote its records, if it still runs."""
     try:
         process = psutil.Process(pid)
-        return [process] if "Shell" in " ".join(process.cmdline()) else []
+        return [process] if "Actor" in " ".join(process.cmdline()) else []
     except psutil.Error:  # gone, or dead and not yet reaped by whoever adopted it
         return []
 

@@ -13,18 +13,29 @@ import psutil
 import pytest
 import ray
 
-from raylign.actors.group import ActorGroup
 from raylign.actors.placement import reserve
+from raylign.actors.role_groups import PolicyGroup, ReferenceGroup, RewardGroup
 from raylign.actors.session import ray_session
 from raylign.actors.waiting import ActorLost, Stop, Waiter
 from raylign.config import PlacementConfig, RoleResources
 from raylign.controllers.roles import Roles
 from raylign.errors import ConfigError, DataError, DeadlineError, Interrupted, PlacementError, RaylignError
 from tests.integration.small_runs import left_behind
-from tests.integration.tiny_shell import TinyShell
+from tests.integration.tiny_actor import TinyActor
 
 SMALL = RoleResources(num_cpus=0.25)
-SHELL: Any = TinyShell  # not a Shell by type, so that its process needs no torch
+
+
+class TinyRewards(RewardGroup):
+    actor_class = TinyActor
+
+
+class TinyReference(ReferenceGroup):
+    actor_class = TinyActor
+
+
+class TinyPolicy(PolicyGroup):
+    actor_class: Any = TinyActor  # not a LearnerActor by type, so that its process needs no torch
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,13 +63,13 @@ def shared(local_ray):
     waiter = Waiter()
     resources = SMALL.model_copy(update={"num_actors": 2})
     placement = reserve({"reward": resources}, PlacementConfig(), 30, waiter)
-    group = ActorGroup("reward", SHELL, resources, placement.slots("reward"), 3)
+    group = TinyRewards("reward", resources, placement.slots("reward"), 3)
     group.build = partial(int, 7)
     try:
         waiter.fetch(group.submit_start(), timeout=60, waiting_for="start")
         yield group
     finally:
-        Roles(placement, {"reward": group}).kill()
+        Roles(placement, reward=group).kill()
 
 
 @pytest.fixture
@@ -255,13 +266,15 @@ def test_a_stop_request_ends_the_wait_for_a_place(room):
 
 
 def test_killing_the_roles_frees_everything(room, waiter):
-    placement = reserve({"policy": SMALL, "reward": SMALL}, PlacementConfig(), 30, waiter)
-    groups = {name: ActorGroup(name, SHELL, SMALL, placement.slots(name), 1) for name in ("policy", "reward")}
-    roles = Roles(placement, groups)
-    pids = waiter.fetch([roles[name][0].pid.remote() for name in groups], timeout=60, waiting_for="pids")
+    placement = reserve({"policy": SMALL, "reference": SMALL}, PlacementConfig(), 30, waiter)
+    policy = TinyPolicy("policy", SMALL, placement.slots("policy"), 1)
+    reference = TinyReference("reference", SMALL, placement.slots("reference"), 1)
+    roles = Roles(placement, policy=policy, reference=reference)
+    pids = waiter.fetch([group[0].pid.remote() for group in (policy, reference)], timeout=60, waiting_for="pids")
     assert free() == pytest.approx(room - 0.5)
-    roles.dismiss("reward")
-    assert "reward" not in roles
+    roles.dismiss_reference()
+    assert roles.reference is None
+    assert roles.groups == [policy]
     roles.kill()
     wait_until_free(room)
     assert left_behind([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], grace=10) == []

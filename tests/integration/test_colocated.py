@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from raylign.actors.fleet import RolloutFleet
+from raylign.actors.role_groups import PolicyGroup
 from raylign.controllers.roles import Roles
-from raylign.controllers.turns import Turns
+from raylign.controllers.turns import GpuTurns
 from tests.integration.small_runs import hashes, metrics
 
 COLOCATED = (
@@ -25,7 +29,7 @@ def test_taking_turns_changes_nothing(workshop):
 
 
 class Recorder:
-    """Stands where an actor handle does and writes down what it was asked; the order is what `Turns` decides."""
+    """Stands where an actor handle does and writes down what it was asked; the order is what `GpuTurns` decides."""
 
     def __init__(self, name: str, asked: list[str]) -> None:
         self._name, self._asked = name, asked
@@ -40,19 +44,28 @@ class Recorder:
         return Method
 
 
-class Group:
-    def __init__(self, *actors: Recorder) -> None:
-        self.actors = list(actors)
+class Learners(PolicyGroup):
+    def __init__(self, asked: list[str]) -> None:
+        self.actors = [Recorder("policy", asked)]
+
+
+class Engines(RolloutFleet):
+    def __init__(self, asked: list[str]) -> None:
+        self._recorders = [Recorder("engine", asked)]
+
+    @property
+    def actors(self) -> list[Any]:
+        return self._recorders
 
 
 @pytest.mark.parametrize(("mode", "happens"), [("colocated", True), ("disaggregated", False)])
 def test_one_side_wakes_when_the_other_says_that_it_sleeps(mode, happens):
     asked: list[str] = []
-    groups = {"policy": Group(Recorder("policy", asked)), "rollout": Group(Recorder("engine", asked))}
-    turns = Turns(Roles(None, groups, mode=mode))  # pyright: ignore[reportArgumentType]
-    turns.give("learners")  # they were loaded last
-    turns.give("engines")
-    turns.give("engines")
-    turns.give("learners")
+    nowhere: Any = None
+    turns = GpuTurns(Roles(nowhere, policy=Learners(asked), rollout=Engines(asked), mode=mode))
+    turns.switch_to("learners")  # they were loaded last
+    turns.switch_to("engines")
+    turns.switch_to("engines")
+    turns.switch_to("learners")
     expected = ["policy.sleep()", "engine.wake(policy sleep)", "engine.sleep()", "policy.wake(engine sleep)"]
     assert asked == (expected if happens else [])

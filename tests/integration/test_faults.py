@@ -34,17 +34,17 @@ def test_one_ctrl_c_saves_and_leaves_nothing_running(workshop, name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("shell", "redone"), [("RolloutShell", "replaced"), ("OnlinePolicyShell", None)])
-def test_an_actor_that_dies_changes_nothing_in_the_result(workshop, shell, redone):
+@pytest.mark.parametrize(("actor", "redone"), [("RolloutActor", "replaced"), ("PolicyActor", None)])
+def test_an_actor_that_dies_changes_nothing_in_the_result(workshop, actor, redone):
     """A dead engine is replaced and synced; a dead learner takes the run back to its last commit."""
     overrides = [TRANSFORMERS, "checkpoint.every_steps=1", "algorithm.steps=6"]
     whole = workshop.run("ppo", "name=ppo_alive", *overrides, resume=True)
-    run = f"ppo_without_{shell}"
+    run = f"ppo_without_{actor}"
     process = workshop.start("ppo", f"name={run}", *overrides)
     folder = workshop.folder / "runs" / run
     with Ended(process):
         wait_for(lambda: newest_commit(folder) >= 2, 300, "commit 2", process)
-        victim = next(p for p in family(process.pid) if shell in " ".join(p.cmdline()))
+        victim = next(p for p in family(process.pid) if actor in " ".join(p.cmdline()))
         os.kill(victim.pid, signal.SIGKILL)
         output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
@@ -65,7 +65,7 @@ def test_a_learner_rank_that_dies_takes_the_run_back_to_its_commit(workshop):
     with Ended(process):
         for commit, victim in ((2, -1), (6, 0)):
             wait_for(lambda commit=commit: newest_commit(folder) >= commit, 300, f"commit {commit}", process)
-            ranks = [p.pid for p in family(process.pid) if "OnlinePolicyShell" in " ".join(p.cmdline())]
+            ranks = [p.pid for p in family(process.pid) if "PolicyActor" in " ".join(p.cmdline())]
             assert len(ranks) == 2
             os.kill(sorted(ranks)[victim], signal.SIGKILL)
         output, _ = process.communicate(timeout=400)
@@ -84,7 +84,7 @@ def test_past_the_failure_budget_the_run_ends_with_a_whole_commit(workshop):
     with Ended(process):
         wait_for(lambda: newest_commit(folder) >= 1, 300, "commit 1", process)
         children = family(process.pid)
-        victim = next(p for p in children if "ReferenceShell" in " ".join(p.cmdline()))
+        victim = next(p for p in children if "ReferenceActor" in " ".join(p.cmdline()))
         os.kill(victim.pid, signal.SIGKILL)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output

@@ -14,11 +14,11 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
+from raylign.actors.actor_classes import RolloutActor
 from raylign.actors.engine import EngineState
 from raylign.actors.fleet import RolloutFleet
 from raylign.actors.placement import reserve
 from raylign.actors.session import ray_session
-from raylign.actors.shells import RolloutShell
 from raylign.actors.waiting import ActorLost, Waiter
 from raylign.config import ElasticConfig, PlacementConfig, RoleResources, RolloutConfig, SamplingConfig
 from raylign.errors import DeadlineError, StaleEngineError
@@ -83,7 +83,7 @@ def make(tmp_path, waiter):
     def fleet(elastic: ElasticConfig | None = None) -> RolloutFleet:
         placement = reserve({"rollout": SIZE}, PlacementConfig(), 30, waiter)
         rollout = RolloutConfig(sampling=SamplingConfig(max_tokens=16), elastic=elastic)
-        one = RolloutFleet("rollout", RolloutShell, SIZE, placement.slots("rollout"), 1, rollout)
+        one = RolloutFleet("rollout", SIZE, placement.slots("rollout"), 1, rollout)
         made.append((one, placement))
         one.build = partial(SmallWorker, tmp_path)
         waiter.fetch(one.submit_start(), timeout=60, waiting_for="start")
@@ -145,12 +145,12 @@ def test_an_engine_that_is_drained_finishes_what_it_has(make, waiter, tmp_path):
     sync(fleet, waiter)
     (tmp_path / "generate").touch()
     jobs = fleet.submit_parts(ray.put("prompts"), [(ROWS, 0), (ROWS + 2, 0)], 1, 0)
-    fleet.tend()
+    fleet.reconcile()
     assert [engine.state for engine in fleet.engines] == [EngineState.SERVING, EngineState.DRAINING]
     assert fleet.submit(ray.put("prompts"), ROWS, 1, 0, 0).engine == fleet.engines[0].id
     (tmp_path / "generate").unlink()
     assert [len(batch) for batch in ray.get([job.batch for job in jobs])] == [2, 2]
-    until(lambda: fleet.tend() or len(fleet.engines) == 1, 20, "end of the drained engine")
+    until(lambda: fleet.reconcile() or len(fleet.engines) == 1, 20, "end of the drained engine")
     assert (fleet.num_serving, fleet.num_left) == (1, 1)
 
 
@@ -179,10 +179,12 @@ def test_engines_join_while_there_is_room_and_only_in_time(make, waiter):
     fleet = make(ElasticConfig(min_engines=1, max_engines=4))
     sync(fleet, waiter)
     begin = time.monotonic()
-    fleet.tend()
+    fleet.reconcile()
     assert time.monotonic() - begin < 1  # it waits for nothing
     assert fleet.num_serving == 2
-    until(lambda: fleet.tend() or [e.state for e in fleet.engines][2:] == [EngineState.SYNCING] * 2, 60, "two more")
+    until(
+        lambda: fleet.reconcile() or [e.state for e in fleet.engines][2:] == [EngineState.SYNCING] * 2, 60, "two more"
+    )
     assert fleet.num_serving == 2  # loaded, and yet without the version
     sync(fleet, waiter, 1)
     assert (fleet.num_serving, fleet.num_joined) == (4, 2)
@@ -199,8 +201,8 @@ def test_a_dead_engine_is_told_from_lost_weights(make, waiter):
     assert fleet.num_serving == 1
     assert victim.state is EngineState.DEAD
     assert victim not in fleet.engines
-    shell: Any = RolloutShell
-    gone = ray.remote(shell).options(num_cpus=0).remote({})
+    actor_class: Any = RolloutActor
+    gone = ray.remote(actor_class).options(num_cpus=0).remote({})
     ray.kill(gone)
     lost = gone.pop_metrics.remote()
     with pytest.raises(ActorLost):

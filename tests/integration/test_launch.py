@@ -75,7 +75,7 @@ def worked(own: Loopback) -> set[str]:
     code = (
         "import ray, json; from ray.util.state import list_actors; ray.init('auto', logging_level='ERROR');"
         "at = {n['NodeID']: n['NodeManagerAddress'] for n in ray.nodes()};"
-        "print(json.dumps([at[a.node_id] for a in list_actors('auto', limit=1000) if 'Shell' in a.class_name]))"
+        "print(json.dumps([at[a.node_id] for a in list_actors('auto', limit=1000) if 'Actor' in a.class_name]))"
     )
     address = f"{own.head}:{own.port}"
     done = own.call(str(own.environment / "bin" / "python"), "-c", code.replace("auto", address))

@@ -34,8 +34,8 @@ def weights(folder: Path) -> str:
 
 
 def actor_pids() -> set[int]:
-    shells = [p for p in psutil.Process().children(recursive=True) if "Shell" in " ".join(p.cmdline())]
-    return {p.pid for p in shells}
+    titles = {p.pid: " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)}
+    return {pid for pid, title in titles.items() if title.startswith("ray::") and "Actor" in title}
 
 
 @pytest.mark.timeout(300)

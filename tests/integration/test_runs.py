@@ -28,9 +28,9 @@ def test_ppo_uses_vllm_and_an_actor_process_for_every_role(workshop):
         running = {p.pid: (" ".join(p.cmdline()), _maps(p)) for p in children}
         output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    for shell in ("OnlinePolicyShell", "CriticShell", "ReferenceShell", "RewardShell", "RolloutShell"):
-        assert sum(shell in title for title, _ in running.values()) == 1, (shell, running.values())
-    engines = [maps for title, maps in running.values() if "RolloutShell" in title]
+    for name in ("PolicyActor", "CriticActor", "ReferenceActor", "RewardActor", "RolloutActor"):
+        assert sum(name in title for title, _ in running.values()) == 1, (name, running.values())
+    engines = [maps for title, maps in running.values() if "RolloutActor" in title]
     assert all("vllm" in maps for maps in engines), "the rollout actor has vLLM's compiled kernels loaded"
     assert left_behind(children) == []
 
@@ -55,8 +55,8 @@ def test_dpo_places_no_engine_while_it_learns_and_is_judged_by_vllm(workshop):
         while_learning = [" ".join(p.cmdline()) for p in family(process.pid)]
         output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert any("OfflineShell" in title for title in while_learning)
-    assert not any(role in title for title in while_learning for role in ("RolloutShell", "RewardShell", "CriticShell"))
+    assert any("OfflineLearnerActor" in title for title in while_learning)
+    assert not any(role in title for title in while_learning for role in ("RolloutActor", "RewardActor", "CriticActor"))
     summary = json.loads((folder / "summary.json").read_text())
     assert summary.keys() >= SUMMARY_KEYS
     assert (summary["algorithm"], summary["steps"]) == ("dpo", 4)

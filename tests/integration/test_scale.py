@@ -107,12 +107,12 @@ def alive_actors() -> list[dict[str, Any]]:
 
 def check_placement(num_learners: int, num_engines: int) -> None:
     """Actors are where their bundles are, and no node has more of them than it has GPUs."""
-    shells = Counter((actor["ActorClassName"], actor["Address"]["NodeID"]) for actor in alive_actors())
+    actors = Counter((actor["ActorClassName"], actor["Address"]["NodeID"]) for actor in alive_actors())
     totals = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     head = next(node for node, has in totals.items() if "node:__internal_head__" in has)
-    assert shells["OnlinePolicyShell", head] == num_learners
-    assert shells["RewardShell", head] == 1
-    engines = {node: number for (shell, node), number in shells.items() if shell == "RolloutShell"}
+    assert actors["PolicyActor", head] == num_learners
+    assert actors["RewardActor", head] == 1
+    engines = {node: number for (name, node), number in actors.items() if name == "RolloutActor"}
     assert sum(engines.values()) == num_engines
     reserved: Counter[str] = Counter()
     for group in placement_group_table().values():
@@ -120,7 +120,7 @@ def check_placement(num_learners: int, num_engines: int) -> None:
             for index, node in group["bundles_to_node_id"].items():
                 reserved[node] += group["bundles"][index].get("GPU", 0)
     for node, has in totals.items():
-        policies = shells["OnlinePolicyShell", node]
+        policies = actors["PolicyActor", node]
         used = policies * GPUS["policy"] + engines.get(node, 0) * GPUS["rollout"]
         assert used == reserved[node] <= has.get("GPU", 0)
 

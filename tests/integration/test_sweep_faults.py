@@ -93,7 +93,7 @@ def test_a_killed_driver_is_gone_on_with_and_leaves_nothing_on_the_cluster(tmp_p
     assert table(folder) == undisturbed
 
 
-@pytest.mark.parametrize("victim", ["ImplicitFunc", "OfflineShell"])
+@pytest.mark.parametrize("victim", ["ImplicitFunc", "OfflineLearnerActor"])
 def test_a_killed_trial_or_learner_goes_on_from_its_commit(tmp_path, undisturbed, victim):
     write_sweep(tmp_path, "hurt", STEPS, RATES)
     folder = tmp_path / "runs" / "hurt"

@@ -27,7 +27,7 @@ def summary(held: dict[str, Any], memory: list[str], **more: Any) -> dict[str, A
         "steps": 4,
         "wall_seconds": 100.0,
         "stage_seconds": {"evaluate": 20.0, "start": 10.0},
-        "held_seconds": held,
+        "reserved_seconds": held,
         "tokens": {"generated": 1000, "trained": 1000},
         "memory": {role: {"peak_bytes": 100, "host_bytes": 100} for role in memory},
     }
@@ -56,7 +56,7 @@ def test_ppo_holds_all_its_roles_and_judges_with_them():
 def test_dpo_pays_for_learning_and_not_for_the_engines_that_judge_it():
     held = {
         "train": {"policy": 50.0, "reference": 20.0},
-        "judge": {"rollout": 30.0, "evaluator": 30.0, "reference": 30.0},
+        "evaluation": {"rollout": 30.0, "evaluator": 30.0, "reference": 30.0},
     }
     told = summary(held, ["policy", "reference", "rollout", "evaluator"], tokens={"trained": 500})
     cost = cost_of(recipe("dpo"), told, parameters=10)
@@ -83,7 +83,7 @@ def test_gpus_are_the_devices_where_a_run_has_any_and_colocated_roles_take_turns
 
 def test_a_summary_of_an_earlier_raylign_counts_roles_as_held_to_the_end():
     told = summary({}, ONLINE)
-    del told["held_seconds"]
+    del told["reserved_seconds"]
     assert cost_of(recipe("ppo"), told, parameters=1).total_device_seconds == pytest.approx(175.0)
 
 
@@ -117,7 +117,7 @@ def test_a_pilot_says_how_many_steps_fit_behind_the_start(tmp_path):
     config = recipe("dpo", "data.path=nothing.jsonl").model_dump(mode="json")
     for name in ("config.yaml", "resolved.yaml"):
         (tmp_path / name).write_text(yaml.safe_dump(config))
-    told = summary({"train": {"policy": 50.0}, "judge": {"rollout": 30.0}}, ["policy", "rollout"])
+    told = summary({"train": {"policy": 50.0}, "evaluation": {"rollout": 30.0}}, ["policy", "rollout"])
     (tmp_path / "summary.json").write_text(json.dumps(told))
     (tmp_path / "model").mkdir()
     lines = [{"step": i, "time": 0.0, "time/step": seconds} for i, seconds in enumerate((10.0, 5.0, 5.0), 1)]

@@ -19,9 +19,11 @@ ROOT = Path(__file__).parents[next(i for i, p in enumerate(Path(__file__).parent
 
 # Packages and files not yet rewritten. Remove a line when its part passes; the list ends empty.
 PENDING: tuple[str, ...] = (
-    "raylign/actors/",
     "raylign/config/",
-    "raylign/controllers/",
+    *(
+        f"raylign/controllers/{part}.py"
+        for part in ("checks", "commits", "context", "lock", "offline", "run", "stages")
+    ),
 )
 
 # First words that leave a fragment without its subject. Modules may begin so: their subject is the file.

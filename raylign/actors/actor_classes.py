@@ -1,7 +1,7 @@
-"""One Ray actor class a role: a line a method over the plain class.
+"""Ray actor classes, one for each role: each method is one call of the plain class.
 
-`start` builds the plain class inside the actor, so that a wrong path or a full disk comes back as its own error and
-not as the death of an actor. Nothing here imports torch: the driver holds these classes too.
+`start` builds the plain class inside the actor, so that a wrong path or a full disk is reported as that error and not
+as the death of an actor. Nothing here imports torch: the driver holds these classes too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import ObjectRef
 
-from raylign.actors.builders import WorldAddress
+from raylign.actors.factories import WorldAddress
 from raylign.actors.peak import peak_memory, reset_peak
 from raylign.actors.routing import mean_lengths
 from raylign.config import CollectConfig
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from raylign.rollout.worker import RolloutWorker
 
 
-class Shell:
-    """What every actor answers.
+class RoleActor:
+    """Base of all actors: the calls that each of them answers.
 
     Args:
         environment: variables that libraries read when they are imported, which is in `start`. (A runtime_env would
-            bring the same, but makes Ray start a fresh process beside the idle ones it keeps.)
+            do the same, but makes Ray start a fresh process although it keeps idle ones.)
     """
 
     worker: Any = None
@@ -53,12 +53,13 @@ class Shell:
         os.environ.update(environment)
 
     def start(self, build: Callable[[], Any]) -> None:
-        self.worker = None  # that of a run before, whose memory this one needs
+        """Build the plain class, which loads the model."""
+        self.worker = None  # an earlier run's, whose memory this one needs
         reset_peak()
         self.worker = build()
 
     def ping(self) -> None:
-        """Answers where the actor lives."""
+        """Return if the actor is alive."""
 
     def pop_metrics(self) -> dict[str, float]:
         return self.worker.pop_metrics()
@@ -67,18 +68,22 @@ class Shell:
         return peak_memory()
 
 
-class SleepingShell(Shell):
-    """One that gives its GPU to others between its turns."""
+class SleepingActor(RoleActor):
+    """Actor that leaves its GPU to others between its turns."""
 
     def sleep(self) -> None:
         self.worker.sleep()
 
     def wake(self, *others_asleep: None) -> None:
-        """`others_asleep`: what the `sleep` of the others returned, so that this runs behind it."""
+        """Take the GPU back.
+
+        Args:
+            others_asleep: results of the others' `sleep`, so that Ray runs this call after them.
+        """
         self.worker.wake()
 
 
-class RolloutShell(SleepingShell):
+class RolloutActor(SleepingActor):
     worker: RolloutWorker
 
     def use_initial_weights(self, version: int) -> int:
@@ -93,12 +98,12 @@ class RolloutShell(SleepingShell):
     def generate(
         self, prompts: PromptSet, rows: LongArray, num_samples: int, step: int, policy_version: int
     ) -> tuple[RolloutBatch, FloatArray]:
-        """The samples, and how long those of each prompt are."""
+        """Return the samples, and the mean length of each prompt's samples."""
         batch = self.worker.generate(prompts, rows, num_samples, step, policy_version)
         return batch, mean_lengths(batch, num_samples)
 
 
-class RewardShell(Shell):
+class RewardActor(RoleActor):
     worker: RewardWorker
 
     def score(self, batch: RolloutBatch, prompts: PromptSet) -> Scores:
@@ -115,7 +120,7 @@ class RewardShell(Shell):
         return self.worker.evaluation_part(batch, prompts, scores, ref_logprobs, keep)
 
 
-class ReferenceShell(Shell):
+class ReferenceActor(RoleActor):
     worker: ReferenceModel
 
     def logprobs(self, batch: RolloutBatch) -> FloatArray:
@@ -125,8 +130,8 @@ class ReferenceShell(Shell):
         return self.worker.dataset_logprobs(data, first, last)
 
 
-class LearnerShell(SleepingShell):
-    """One rank of a learner group."""
+class LearnerActor(SleepingActor):
+    """Rank of a learner group."""
 
     def host_meeting(self) -> str:
         from raylign.learners.world import host_meeting
@@ -147,13 +152,13 @@ class LearnerShell(SleepingShell):
         self.worker.export_merged(folder)
 
 
-class PolicyShell(LearnerShell):
+class PolicyActor(LearnerActor):
+    """Rank of a policy that learns from its own samples."""
+
+    worker: Any  # PolicyGradientLearner or OnlineDPOLearner
+
     def weights(self, dtype: str) -> list[ObjectRef]:
         return [ray.put(bucket) for bucket in self.worker.weights(dtype)]
-
-
-class OnlinePolicyShell(PolicyShell):
-    worker: Any  # PolicyGradientLearner or OnlineDPOLearner
 
     def logprobs(self, batch: RolloutBatch) -> FloatArray:
         return self.worker.logprobs(batch)
@@ -161,7 +166,11 @@ class OnlinePolicyShell(PolicyShell):
     def assemble(
         self, kl_coef: float, names: tuple[str, ...], *shards: Any
     ) -> tuple[Experience | PairExperience, dict[str, float]]:
-        """`shards`: those of the first name, then as many of the second, and so on (Ray resolves top-level refs only)."""
+        """Join the shards of a step into its experience.
+
+        Args:
+            shards: all of the first name, then as many of the second, and so on (Ray resolves top-level refs only).
+        """
         size = len(shards) // len(names)
         return self.worker.assemble(kl_coef, {name: shards[i * size : (i + 1) * size] for i, name in enumerate(names)})
 
@@ -169,7 +178,7 @@ class OnlinePolicyShell(PolicyShell):
         return self.worker.update(experience)
 
 
-class CriticShell(LearnerShell):
+class CriticActor(LearnerActor):
     worker: CriticLearner
 
     def values(self, batch: RolloutBatch) -> FloatArray:
@@ -179,8 +188,8 @@ class CriticShell(LearnerShell):
         return self.worker.update(experience)
 
 
-class OfflineShell(PolicyShell):
-    """A learner that reads a dataset: SFT, DPO, reward model."""
+class OfflineLearnerActor(LearnerActor):
+    """Rank of a learner that reads a dataset: SFT, DPO, reward model."""
 
     def set_data(self, data: Dataset, ref_logprobs: tuple[FloatArray, FloatArray] | None = None) -> None:
         self.worker.set_data(data, ref_logprobs)

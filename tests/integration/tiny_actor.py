@@ -8,10 +8,10 @@ import time
 import numpy as np
 import ray
 
-from raylign.actors.shells import Shell
+from raylign.actors.actor_classes import RoleActor
 
 
-class TinyShell(Shell):
+class TinyActor(RoleActor):
     def pid(self) -> int:
         return os.getpid()
 
