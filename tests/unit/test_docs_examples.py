@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from raylign.config import FunctionReward, RolloutConfig, SamplingConfig, TrackingConfig
 from raylign.rewards import make_source
 from raylign.rollout import RolloutWorker
 from raylign.tracking import Tracker
 from raylign.types import PromptSet, Ragged, RolloutBatch
-from tests.unit.tiny import EOS, tiny_tokenizer
+from tests.unit.tiny import EOS, save_tiny, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -151,6 +152,45 @@ def test_a_provider(tmp_path):
     script = tree / "clusters" / "one-node-pbs.sh"
     assert "#PBS -q gpu\n#PBS -l select=1:ncpus=16:ngpus=4:mem=128gb\n" in script.read_text()
     subprocess.run(["bash", "-n", script], check=True, timeout=20)
+
+
+SLIC = """
+from pathlib import Path
+from pkgutil import resolve_name
+
+import numpy as np
+
+from raylign.config import ModelConfig, OptimizerConfig, load_config
+from raylign.learners.spec import LearnerSpec
+from raylign.types import PairSet, Ragged, SequenceSet
+import raylign
+
+assert Path(raylign.__file__).is_relative_to(Path.cwd()), raylign.__file__
+algorithm = load_config("slic.yaml").algorithm
+spec = LearnerSpec(OptimizerConfig(learning_rate=1e-2), 20, 4096, "float32", seed=0, max_skipped_steps=1)
+model = ModelConfig(path="model", compute_dtype="float32")
+learner = resolve_name(algorithm.learner)(model, spec, algorithm)
+
+def side(last):
+    rows = Ragged.from_rows([[5, 6, last], [7, 8, last]], np.int32)
+    return SequenceSet(rows, Ragged.from_rows([[False, True, True]] * 2, np.bool_))
+
+learner.set_data(PairSet(side(9), side(10)))
+steps = [learner.update_rows(np.array([0, 1])) for _ in range(20)]
+reported = {name for step in steps for name in step if name.startswith(("slic/", "sft/"))}
+assert reported <= algorithm.step_metrics(), reported
+print(steps[0]["loss"], steps[-1]["loss"], steps[-1]["slic/accuracy"])
+"""
+
+
+def test_an_algorithm(tmp_path):
+    tree = changed_tree(tmp_path, "An algorithm")
+    save_tiny(tree / "model", Qwen2ForCausalLM, Qwen2Config)
+    (config,) = (block.text for block in blocks(PAGE, "An algorithm") if block.language == "yaml")
+    (tree / "slic.yaml").write_text(config)
+    first, last, accuracy = map(float, python(tree, "-c", SLIC).split())
+    assert first > last
+    assert accuracy == 1
 
 
 def test_a_hunk_that_matches_nothing_is_an_error():
