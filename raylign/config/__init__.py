@@ -24,18 +24,15 @@ from raylign.config.offline import (
 )
 from raylign.config.online import (
     CriticAlgorithm,
-    CriticConfig,
     GRPOConfig,
-    ImportanceConfig,
-    KLConfig,
     OnlineConfig,
     OnlineDPOConfig,
-    OverlongConfig,
     PolicyGradientConfig,
     PPOConfig,
     ReinforcePPConfig,
     RLOOConfig,
 )
+from raylign.config.online_parts import CriticConfig, ImportanceConfig, KLConfig, OverlongConfig
 from raylign.config.roles import (
     ElasticConfig,
     EvaluationConfig,

@@ -1,4 +1,4 @@
-"""The union of all algorithms. `name` picks the class; everything else about an algorithm is on its class."""
+"""The union of all algorithms: `name` selects the class, which has all facts about the algorithm."""
 
 from typing import Annotated, get_args
 

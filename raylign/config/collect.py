@@ -1,4 +1,4 @@
-"""`CollectConfig`: sample, score and write a dataset."""
+"""`CollectConfig`: sample completions, score them and write a dataset."""
 
 from typing import ClassVar, Literal
 
@@ -8,7 +8,7 @@ from raylign.config.traits import ENGINE_METRICS, SPEED_METRICS, Algorithm, Head
 
 
 class CollectConfig(Algorithm):
-    """Sample completions of every prompt, score them, and write them as a dataset; nothing learns."""
+    """Sample completions of every prompt, score them, and write them as a dataset, without training."""
 
     reads: ClassVar[Reads] = "prompts"
     makes: ClassVar[Makes] = "dataset"
@@ -18,20 +18,22 @@ class CollectConfig(Algorithm):
 
     name: Literal["collect"]
     rows: int | None = Field(default=1024, ge=1)
-    """Rows to write; prompts are sampled again, with other seeds, until there are that many. null: every prompt once."""
+    """Number of rows to write; prompts are sampled again, with other seeds, until there are enough. null: one pass over the
+    prompts."""
     prompts_per_step: int = Field(default=256, ge=1)
-    """Prompts sampled and written in one step."""
+    """Number of prompts sampled and written in one step."""
     samples_per_prompt: int = Field(default=2, ge=1)
-    """Completions of each prompt."""
+    """Number of completions of each prompt."""
     keep: Literal["pairs", "best", "all"] = "pairs"
-    """pairs: neighbouring samples as chosen and rejected, except identical ones; best: the sample of each prompt with
+    """Completions to keep. pairs: neighbouring samples as chosen and rejected, except identical ones; best: the sample of each prompt with
     the highest score (best-of-n, rejection sampling); all: every sample with its score."""
     label: Literal["bradley_terry", "best"] = "bradley_terry"
-    """bradley_terry: chosen with probability sigmoid(difference of scores), as a person would err; best: the higher."""
+    """Choice within a pair. bradley_terry: random, with probability sigmoid(difference of scores), like the errors of a
+    person; best: the higher score."""
 
     @property
     def rows_per_prompt(self) -> int:
-        """Rows written for each prompt if none is left out."""
+        """Number of rows written for each prompt if none is left out."""
         return {"pairs": self.samples_per_prompt // 2, "best": 1, "all": self.samples_per_prompt}[self.keep]
 
     @property
@@ -41,7 +43,7 @@ class CollectConfig(Algorithm):
 
     @property
     def batch_size(self) -> int:
-        """Prompts sampled in a step: no more than the wanted rows need."""
+        """Number of prompts sampled in a step, no more than needed for `rows`."""
         if self.rows is None:
             return self.prompts_per_step
         return min(self.prompts_per_step, -(-self.rows // self.rows_per_prompt))
@@ -53,7 +55,7 @@ class CollectConfig(Algorithm):
         return epochs * -(-num_rows // self.batch_size) + -(-rest // self.batch_size)
 
     def num_optimizer_steps(self, num_rows: int) -> int:
-        """Return 0: nothing learns."""
+        """Return 0: nothing is trained."""
         return 0
 
     def step_metrics(self) -> set[str]:

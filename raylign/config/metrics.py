@@ -1,4 +1,4 @@
-"""Names of the metrics that a run will report, from its config (docs/metrics.md)."""
+"""Names of the metrics that a run reports, derived from its config (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def end_metrics(config: RunConfig) -> set[str]:
 
 
 def step_metrics(config: RunConfig) -> set[str]:
-    """Return the names of the metrics of its steps (some not of every step: evaluations, what only some data has)."""
+    """Return the names of the metrics that steps report; some, such as evaluations, are not in every step."""
     names = config.algorithm.step_metrics()
     if isinstance(config.algorithm, OnlineConfig) and config.evaluation and config.evaluation.every_steps:
         names |= {"evaluation/score", "evaluation/kl"}

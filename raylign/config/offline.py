@@ -1,4 +1,4 @@
-"""Algorithms that read a dataset: SFT, reward model, DPO and its relatives."""
+"""Settings of the algorithms that train on a dataset: SFT, reward model, DPO and its relatives."""
 
 from typing import ClassVar, Literal
 
@@ -11,11 +11,11 @@ DPOLoss = Literal["sigmoid", "robust", "ipo", "hinge"]
 
 
 def check_label_smoothing(loss: DPOLoss, label_smoothing: float) -> None:
-    """Refuse a label smoothing that the loss would not read, and a loss that is nothing without it."""
+    """Raise ValueError for label smoothing that the loss ignores, and for a loss that needs it but has none."""
     if label_smoothing > 0 and loss in ("ipo", "hinge"):
-        raise ValueError(f"label_smoothing: {loss} has none; set it to 0, or loss: sigmoid or robust")
+        raise ValueError(f"label_smoothing: {loss} does not use it; set it to 0, or loss: sigmoid or robust")
     if loss == "robust" and label_smoothing == 0:
-        raise ValueError("label_smoothing: robust corrects for it and without it is plain DPO; set it above 0")
+        raise ValueError("label_smoothing: robust without it is plain DPO; set it above 0")
 
 
 class OfflineConfig(Algorithm):
@@ -24,11 +24,11 @@ class OfflineConfig(Algorithm):
     makes: ClassVar[Makes] = "policy"
 
     epochs: int = Field(default=1, ge=1)
-    """Passes over the dataset."""
+    """Number of passes over the dataset."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after this many optimizer steps, even inside an epoch."""
+    """Largest number of optimizer steps; the run may end within an epoch."""
     batch_size: int = Field(default=64, ge=1)
-    """Rows (pairs, for pairwise algorithms) in each optimizer step."""
+    """Number of rows (pairs, for pairwise algorithms) in each optimizer step."""
 
     def num_steps(self, num_rows: int) -> int:
         """Return the optimizer steps of a run over `num_rows` rows."""
@@ -49,6 +49,7 @@ class SFTConfig(OfflineConfig):
 
     name: Literal["sft"]
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, warmup_ratio=0.05, schedule="cosine")
+    """Optimizer of the trained model."""
 
     def step_metrics(self) -> set[str]:
         return super().step_metrics() | {"sft/nll"}
@@ -65,8 +66,9 @@ class RewardModelConfig(OfflineConfig):
 
     name: Literal["reward_model"]
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, warmup_ratio=0.05, schedule="linear")
+    """Optimizer of the trained model."""
     margin: bool = False
-    """Ask for a difference of scores of at least the row's `margin` column (Touvron et al. 2023, eq. 2)."""
+    """Train towards a difference of scores of at least the row's `margin` column (Touvron et al. 2023, eq. 2)."""
 
     def step_metrics(self) -> set[str]:
         names = ("accuracy", "margin", "chosen_score")
@@ -80,6 +82,7 @@ class PreferenceConfig(OfflineConfig):
     kl_key: ClassVar[str | None] = "algorithm.beta"
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, warmup_ratio=0.1, schedule="linear")
+    """Optimizer of the trained model."""
     sft_coef: float = Field(default=0.0, ge=0)
     """Weight of an SFT term on the chosen completion: its negative logprob per token (Pang et al. 2024)."""
 
@@ -88,7 +91,7 @@ class PreferenceConfig(OfflineConfig):
 
 
 class DPOConfig(PreferenceConfig):
-    """Direct preference optimisation (Rafailov et al. 2023, eq. 7) and the losses of its form."""
+    """Direct preference optimisation (Rafailov et al. 2023, eq. 7) and related losses."""
 
     learner: ClassVar[str | None] = "raylign.learners.preference:DPOLearner"
     headline: ClassVar[Headline] = (("dpo/accuracy", "accuracy"), ("dpo/loss", "loss"), ("dpo/margin", "margin"))
@@ -102,8 +105,7 @@ class DPOConfig(PreferenceConfig):
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of labels taken to be wrong (sigmoid and robust)."""
     length_normalised: bool = False
-    """Logprobs per token instead of per completion, in policy and reference. IPO always does so when this is set; its
-    paper sums."""
+    """Divide logprobs by the number of tokens, in policy and reference. The IPO paper does not."""
 
     @property
     def needs_reference(self) -> bool:
@@ -126,7 +128,7 @@ class SimPOConfig(PreferenceConfig):
     beta: float = Field(default=2.0, gt=0)
     """Scale of the implicit reward."""
     gamma: float = Field(default=1.0, ge=0)
-    """Margin that the reward of the chosen one must win by."""
+    """Target margin between the rewards of the chosen and the rejected completion."""
 
 
 class CPOConfig(PreferenceConfig):
@@ -152,7 +154,7 @@ class ORPOConfig(PreferenceConfig):
 
     name: Literal["orpo"]
     beta: float = Field(default=0.1, gt=0)
-    """Weight of the odds ratio beside the SFT loss (lambda in the paper)."""
+    """Weight of the odds ratio, added to the SFT loss (lambda in the paper)."""
     sft_coef: float = Field(default=1.0, gt=0)
     """Weight of the SFT loss, which is part of the method."""
 
@@ -170,8 +172,9 @@ class KTOConfig(OfflineConfig):
 
     name: Literal["kto"]
     batch_size: int = Field(default=64, ge=2)
-    """Rows in each optimizer step; its mean KL is the point that gains and losses are measured from."""
+    """Number of rows in each optimizer step; their mean KL is the point that gains and losses are measured from."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, warmup_ratio=0.1, schedule="linear")
+    """Optimizer of the trained model."""
     beta: float = Field(default=0.1, gt=0)
     """Strength of the implicit KL constraint to the reference."""
     desirable_weight: float = Field(default=1.0, gt=0)

@@ -1,4 +1,4 @@
-"""`RunConfig`: everything a run is. Two runs with equal configs (and equal data) are the same run."""
+"""`RunConfig`: all settings of a run. Two runs with equal configs and equal data are the same run."""
 
 from typing import Literal
 
@@ -23,57 +23,73 @@ from raylign.config.task import TaskConfig
 
 
 class CheckpointConfig(Config):
+    """Commits of a run's state, from which it resumes."""
+
     every_steps: int = Field(default=50, ge=1)
-    """Steps between commits; the last step is always committed."""
+    """Number of steps between commits; the last step is always committed."""
     keep: int = Field(default=2, ge=1)
-    """Commits kept on disk."""
+    """Number of commits kept on disk."""
 
 
 class WandbConfig(Config):
+    """Weights & Biases run to log to."""
+
     project: str
-    """W&B project."""
+    """Name of the W&B project."""
     entity: str | None = None
     """W&B team or user."""
     group: str | None = None
-    """W&B group, to gather the runs of a comparison."""
+    """W&B group, which gathers the runs of a comparison."""
     mode: Literal["online", "offline", "shared"] = "online"
-    """offline writes to the run directory, to be sent later with `wandb sync`."""
+    """online sends metrics as they come; offline writes them to the run directory, for a later `wandb sync`; shared lets
+    several processes write to one W&B run."""
 
 
 class TrackingConfig(Config):
-    """metrics.jsonl is always written."""
+    """Metric sinks of a run, in addition to metrics.jsonl, which is always written."""
 
     wandb: WandbConfig | None = None
+    """Also log to Weights & Biases."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
 
 
 class RunConfig(Config):
+    """A run: model, data, algorithm, and how it is executed."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """Name of the run and of its directory."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Every random choice of the run follows from it."""
+    """Seed of all random choices of the run."""
     output_dir: str = "runs"
-    """Where run directories are made, relative to the working directory."""
+    """Folder in which run directories are made, relative to the working directory."""
     task: TaskConfig | None = None
     """Embedded task whose model, data and ground truth `task:...` paths refer to."""
     model: ModelConfig
-    """The model that learns (the policy, or the reward model's start)."""
+    """The model that is trained: the start of the policy or of the reward model."""
     reference: ModelConfig | None = None
-    """What the KL is measured against; the policy's start if not set."""
+    """Frozen model that the KL is measured against; the policy's start if not set."""
     data: DataConfig
     """Training rows: prompts for the online algorithms and collect; text, messages or prompt/completion for sft; pairs for
     dpo, simpo, orpo and reward_model; prompt/completion/label for kto."""
     reward: RewardConfig | None = None
-    """What scores completions."""
+    """Reward that scores completions."""
     evaluation: EvaluationConfig | None = None
+    """Evaluation on held-out data; none if not set."""
     algorithm: AlgorithmConfig
+    """Algorithm, chosen by `name`, and its settings."""
     learner: LearnerConfig = LearnerConfig()
+    """Settings of the learners: batches and sharding."""
     rollout: RolloutConfig = RolloutConfig()
+    """The generation engines, and how they sample."""
     placement: PlacementConfig = PlacementConfig()
+    """Resources of each role, and how they are placed on the cluster."""
     limits: LimitsConfig = LimitsConfig()
+    """Deadlines, and numbers of failures to accept."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """Commits of the run's state."""
     tracking: TrackingConfig = TrackingConfig()
+    """Metric sinks in addition to metrics.jsonl."""
 
     @field_validator("name")
     @classmethod
@@ -122,7 +138,7 @@ class RunConfig(Config):
         return self
 
     def _check_ranks(self) -> None:
-        """The ranks of each learner come in whole copies of the model."""
+        """Check that the ranks of each learner make whole copies of the model."""
         sharding = self.learner.sharding
         roles = ["policy", "critic"] if self.algorithm.has_critic else ["policy"]
         for role in roles:
@@ -135,7 +151,7 @@ class RunConfig(Config):
                 )
 
     def _check_adapter(self) -> None:
-        """What cannot be split together with an adapter."""
+        """Check that a model with an adapter is not split in an unsupported way."""
         lora, sharding = self.model.lora, self.learner.sharding
         if lora and sharding.tensor_parallel > 1:
             raise ValueError(
@@ -148,13 +164,13 @@ class RunConfig(Config):
             )
 
     def _check_colocation(self) -> None:
-        """An engine and a policy rank share a place, so there are as many of each and they take turns."""
+        """Check that colocated engines and policy ranks can share their places and take turns."""
         if self.placement.mode != "colocated" or not isinstance(self.algorithm, OnlineConfig):
             return
         ranks, engines = self.placement.policy.num_actors, self.placement.rollout.num_actors
         if engines != ranks:
             raise ValueError(
-                f"placement.rollout.num_actors: colocated engines sit beside policy ranks; set {ranks}, not {engines}"
+                f"placement.rollout.num_actors: each colocated engine shares the place of a policy rank; set {ranks}, not {engines}"
             )
         for role in ("policy", "critic", "rollout", "reference", "reward"):
             if self.role_resources(role).num_gpus > 1:
@@ -168,7 +184,7 @@ class RunConfig(Config):
             raise ValueError("algorithm.max_staleness: colocated engines sleep while the policy learns; set 0")
 
     def _check_engine_gpus(self) -> None:
-        """An engine that is split over GPUs gets as many; without any it is split over CPU processes."""
+        """Check that an engine split over GPUs has as many GPUs; without GPUs it is split over CPU processes."""
         rollout, num_gpus = self.rollout, self.placement.rollout.num_gpus
         ranks = rollout.tensor_parallel * rollout.pipeline_parallel
         if num_gpus and ranks > 1 and num_gpus != ranks:
@@ -178,23 +194,23 @@ class RunConfig(Config):
             )
 
     def sources(self) -> list[tuple[str, str]]:
-        """Every (dotted place, value) that names a model or dataset: the edges of the graph of runs."""
-        found = [("model.path", self.model.path), ("data.path", self.data.path)]
+        """Return each dotted key that names a model or dataset, with its value: the edges of the graph of runs."""
+        paths = [("model.path", self.model.path), ("data.path", self.data.path)]
         if self.model.tokenizer:
-            found.append(("model.tokenizer", self.model.tokenizer))
+            paths.append(("model.tokenizer", self.model.tokenizer))
         if self.reference:
-            found.append(("reference.path", self.reference.path))
+            paths.append(("reference.path", self.reference.path))
         if self.reward and self.reward.type == "model":
-            found.append(("reward.path", self.reward.path))
+            paths.append(("reward.path", self.reward.path))
         if self.evaluation:
-            found.append(("evaluation.data.path", self.evaluation.data.path))
+            paths.append(("evaluation.data.path", self.evaluation.data.path))
             if self.evaluation.reward and self.evaluation.reward.type == "model":
-                found.append(("evaluation.reward.path", self.evaluation.reward.path))
-        return found + self.algorithm.model_paths()
+                paths.append(("evaluation.reward.path", self.evaluation.reward.path))
+        return paths + self.algorithm.model_paths()
 
     @property
     def evaluation_reward(self) -> RewardConfig | None:
-        """What scores the held-out completions: the evaluation's own reward, else the run's."""
+        """Reward that scores the held-out completions: the evaluation's own, else the run's."""
         return (self.evaluation and self.evaluation.reward) or self.reward
 
     @property
@@ -204,14 +220,14 @@ class RunConfig(Config):
 
     @property
     def num_shards(self) -> int:
-        """Parts that the prompts of a step are cut into, whatever engines there are at the moment."""
+        """Number of parts into which the prompts of a step are split, whatever the present number of engines."""
         elastic = self.rollout.elastic
         most = elastic.max_engines if elastic else self.placement.rollout.num_actors
         return max(self.rollout.shards_per_step, most)
 
     @property
     def phases(self) -> tuple[tuple[str, ...], ...]:
-        """Roles that are placed together, phase after phase, with everything that the run may have to do itself."""
+        """Roles that are placed together, phase after phase, including all that the run may have to do itself."""
         if isinstance(self.algorithm, CollectConfig):
             return (("rollout", "reward"),)
         if isinstance(self.algorithm, OnlineConfig):

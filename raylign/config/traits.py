@@ -1,4 +1,4 @@
-"""Traits: what every algorithm config says of its algorithm, so that no other file keeps a table of algorithms."""
+"""Facts that every algorithm config states about its algorithm, so that no other file needs a table of algorithms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raylign.config.base import Config
 Reads = Literal["prompts", "sequences", "pairs", "labelled"]
 """Kinds of training rows: prompts to sample from, sequences to imitate, preference pairs, or completions marked good or bad."""
 Makes = Literal["policy", "reward_model", "dataset"]
-"""Kinds of results a run can leave behind for other runs."""
+"""Kinds of results that a run can produce for other runs."""
 Headline = tuple[tuple[str, str], ...]
 """(metric, label) pairs for progress lines, the most important first."""
 
@@ -38,7 +38,7 @@ class Algorithm(Config):
     makes: ClassVar[Makes]
     """Kind of result."""
     learner: ClassVar[str | None]
-    """Learner of the policy, as `module:Class`, imported only inside its actor; None if nothing learns."""
+    """Learner of the policy, as `module:Class`, imported only inside its actor; None if nothing is trained."""
     kl_key: ClassVar[str | None]
     """Dotted key of the coefficient that holds the policy near the reference; None if there is none."""
     headline: ClassVar[Headline]
@@ -48,7 +48,7 @@ class Algorithm(Config):
 
     @classmethod
     def algorithm_name(cls) -> str:
-        """Return the `name` that picks this class in a config."""
+        """Return the `name` that selects this class in a config."""
         return get_args(cls.model_fields["name"].annotation)[0]
 
     @property
@@ -58,12 +58,12 @@ class Algorithm(Config):
 
     @property
     def has_critic(self) -> bool:
-        """True if a value model learns beside the policy."""
+        """True if a value model is trained together with the policy."""
         return False
 
     @property
     def samples_per_item(self) -> int:
-        """Rows of tokens that a learner must pass together: 2 for preference pairs, else 1."""
+        """Rows of tokens that a learner must process together: 2 for preference pairs, else 1."""
         return 2 if self.reads == "pairs" else 1
 
     @property

@@ -167,13 +167,13 @@ COLOCATED = "placement: {mode: colocated, policy: {num_actors: 2}, rollout: {num
             "learner: {sharding: {tensor_parallel: 2}}\nplacement: {policy: {num_actors: 2}}",
             "placement.critic.num_actors: 1 ranks do not make whole copies",
         ),
-        ("rollout: {engine: 'my.engine:Engine'}", "rollout: engine: my.engine:Engine is code of yours"),
+        ("rollout: {engine: 'my.engine:Engine'}", "rollout: engine: my.engine:Engine runs your own code"),
         ("rollout: {engine: vlm}", "rollout.engine: "),
         ("rollout: {engine: transformers, tensor_parallel: 2}", "rollout: tensor_parallel: only vLLM splits a model"),
         ("rollout: {elastic: {min_engines: 3, max_engines: 2}}", "max_engines: 2 is less than min_engines 3"),
         (
             COLOCATED.replace("rollout: {num_actors: 2}", "rollout: {num_actors: 1}"),
-            "placement.rollout.num_actors: colocated engines sit beside policy ranks; set 2, not 1",
+            "placement.rollout.num_actors: each colocated engine shares the place of a policy rank; set 2, not 1",
         ),
         (COLOCATED.replace("num_actors: 2", "num_actors: 2, num_gpus: 2", 1), "placement.policy.num_gpus: colocated"),
         (COLOCATED + "rollout: {elastic: {max_engines: 4}}", "rollout.elastic: colocated engines cannot come and go"),
@@ -209,7 +209,7 @@ def test_a_beta_that_is_not_above_zero_is_refused(write, name, beta):
         ("name: online_dpo\n  loss: ipo", "label: soft is made for loss: sigmoid, not ipo; set bradley_terry or best"),
         (
             "name: online_dpo\n  loss: robust\n  label: best",
-            "robust corrects for it and without it is plain DPO; set it",
+            "robust without it is plain DPO; set it",
         ),
         (
             "name: grpo\n  samples_per_prompt: 1",
@@ -240,11 +240,11 @@ def test_an_online_algorithm_that_could_not_learn_is_refused(write, algorithm, p
         ("name: dpo\n  label_smoothing: 0.5", "algorithm.label_smoothing: input should be less than 0.5, not 0.5"),
         (
             "name: dpo\n  loss: hinge\n  label_smoothing: 0.1",
-            "label_smoothing: hinge has none; set it to 0, or loss: sig",
+            "label_smoothing: hinge does not use it; set it to 0, or loss: sig",
         ),
         (
             "name: dpo\n  loss: robust",
-            "label_smoothing: robust corrects for it and without it is plain DPO; set it above 0",
+            "label_smoothing: robust without it is plain DPO; set it above 0",
         ),
         ("name: orpo\n  sft_coef: 0", "algorithm.sft_coef: input should be greater than 0, not 0"),
         ("name: simpo\n  gamma: -1", "algorithm.gamma: input should be greater than or equal to 0, not -1"),

@@ -109,8 +109,8 @@ def without_reward(tree: dict) -> dict:
         ),
         (PPO, ["--rows", "0"], "--rows: algorithm.rows: input should be greater than or equal to 1, not 0"),
         (PPO, ["algorithm.steps=3"], "override 'algorithm.steps=3': algorithm.steps: unknown key; known: .*"),
-        (PPO, ["algorithm.name=ppo"], "override 'algorithm.name=ppo': generate is always collect; leave it out, .*"),
-        (PPO, ["algorithm={name: dpo}"], "override 'algorithm={name: dpo}': generate is always collect; .*"),
+        (PPO, ["algorithm.name=ppo"], "override 'algorithm.name=ppo': generate always uses collect; leave it out, .*"),
+        (PPO, ["algorithm={name: dpo}"], "override 'algorithm={name: dpo}': generate always uses collect; .*"),
         (PPO, ["--out", "rows.csv"], ".*/rows.csv: cannot write .csv; name a .jsonl or .parquet"),
         (
             PPO,
@@ -121,7 +121,7 @@ def without_reward(tree: dict) -> dict:
         (
             PPO,
             ["--out", "taken.jsonl/x.jsonl"],
-            ".*/x.jsonl: cannot be written, for .* is a file, not a folder; name .*",
+            ".*/x.jsonl: cannot be written, because .* is a file, not a folder; name .*",
         ),
         (PPO | {"data": {"path": "texts.jsonl"}}, [], r"texts.jsonl:1: no column 'prompt' \(found: text\); prompts .*"),
         (PPO | {"data": {"path": "none.jsonl"}}, [], "data.path: no such file or folder: none.jsonl .*"),
