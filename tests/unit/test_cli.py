@@ -226,7 +226,7 @@ def test_compare_takes_a_spec_or_overrides_of_the_exact_task(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert f"{spec}:2: methods: " in done.stderr
     done = command("compare", str(spec), "task.seed=1")
-    assert "task.seed=1: a comparison has its overrides in the spec" in done.stderr
+    assert "task.seed=1: a spec has its own overrides" in done.stderr
     done = command("compare", "name=a.yaml", "--betas", "0")  # an override, though it ends in .yaml
     assert "--betas: 0; the optimum exists for a beta above 0 only" in done.stderr
 
