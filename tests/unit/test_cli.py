@@ -228,7 +228,7 @@ def test_compare_takes_a_spec_or_overrides_of_the_exact_task(tmp_path):
     done = command("compare", str(spec), "task.seed=1")
     assert "task.seed=1: a spec has its own overrides" in done.stderr
     done = command("compare", "name=a.yaml", "--betas", "0")  # an override, though it ends in .yaml
-    assert "--betas: 0; the optimum exists for a beta above 0 only" in done.stderr
+    assert "--betas: 0; the optimum exists only for a beta above 0" in done.stderr
 
 
 def test_the_schema_is_one_and_accepts_the_recipes():
