@@ -159,8 +159,3 @@ def _check_versions(place: str, metadata: dict[str, Any]) -> None:
             f"{place}: the cluster runs {there}, this process {here}; make both the same on every node (python and install "
             "of the cluster spec)"
         ) from None
-
-
-def in_job() -> bool:
-    """Return whether `ray job submit` started this driver."""
-    return RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ

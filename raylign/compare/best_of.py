@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from raylign.compare.samples import Sample
-from raylign.config import load_config
+from raylign.config import CollectConfig
+from raylign.storage.run_folder import RunFolder
 
 
 def first_and_best(folder: Path, n: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
@@ -19,14 +20,16 @@ def first_and_best(folder: Path, n: int) -> tuple[tuple[Sample, ...], tuple[Samp
     """
     from raylign.models.description import load_tokenizer
 
-    config = load_config(folder / "resolved.yaml")
+    run = RunFolder(folder)
+    config = run.resolved
+    assert isinstance(config.algorithm, CollectConfig)
     tokenizer = load_tokenizer(config.model)
 
     def sample(row: dict[str, Any]) -> Sample:
         tokens = tokenizer.encode(row["completion"], add_special_tokens=False)
         return Sample(row["prompt"], row["completion"], row["score"], len(tokens) + bool(row["finished"]))
 
-    with (folder / "completions.jsonl").open() as f:
+    with run.dataset(config.algorithm.file_name).open() as f:
         groups = list(groups_of([json.loads(line) for line in f], n))
     first = tuple(sample(group[0]) for group in groups)
     best = tuple(sample(max(group, key=lambda row: row["score"])) for group in groups)

@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raylign.config import CollectConfig, ModelReward, OfflineConfig, OnlineConfig, RunConfig, load_config
+from raylign.config import CollectConfig, ModelReward, OfflineConfig, OnlineConfig, RunConfig
+from raylign.storage.run_folder import RunFolder
 
 FLOPS_LEARNED, FLOPS_SCORED = 6, 2
 
@@ -59,9 +60,9 @@ class Cost:
 
 def cost_of_run(folder: Path) -> Cost:
     """Return the cost of a finished run, read from its directory."""
-    config = load_config(folder / "config.yaml")
-    summary = json.loads((folder / "summary.json").read_text())
-    return cost_of(config, summary, num_parameters(folder), _passes(folder, summary["steps"]))
+    run = RunFolder(folder)
+    summary = run.summary
+    return cost_of(run.config, summary, num_parameters(run), _passes(run, summary["steps"]))
 
 
 def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes: float = 1.0) -> Cost:
@@ -135,14 +136,14 @@ def model_copies(config: RunConfig) -> tuple[str, ...]:
     return tuple(name for name in names for _ in range(_copies(config, name)))
 
 
-def num_parameters(folder: Path) -> int:
+def num_parameters(run: RunFolder) -> int:
     """Return the size of the model that a run trained or sampled, read from the headers of its safetensors files.
 
     0 if the model is not on this machine.
     """
-    model = folder / "model"
+    model = run.model
     if not model.is_dir():
-        model = Path(load_config(folder / "resolved.yaml").model.path)
+        model = Path(run.resolved.model.path)
     total = 0
     for file in sorted(model.glob("*.safetensors")):
         with file.open("rb") as f:
@@ -176,9 +177,9 @@ def _passed(config: RunConfig, trained: int) -> int:
     return trained * config.algorithm.epochs if isinstance(config.algorithm, OnlineConfig) else trained
 
 
-def _passes(folder: Path, steps: int) -> float:
+def _passes(run: RunFolder, steps: int) -> float:
     """Return the passes of an offline run over its dataset; 1 if that is not a file on this machine."""
-    config = load_config(folder / "resolved.yaml")
+    config = run.resolved
     data = Path(config.data.path)
     if not isinstance(config.algorithm, OfflineConfig) or data.suffix != ".jsonl" or not data.is_file():
         return 1.0

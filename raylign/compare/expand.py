@@ -18,9 +18,9 @@ from raylign.config import ALGORITHMS, RunConfig
 from raylign.config.compare import CompareConfig, MethodConfig, method_config_path
 from raylign.config.graph import check_graph
 from raylign.config.load import Lines, build_config, read_tree, set_value
-from raylign.controllers.outputs import output_base
 from raylign.errors import ConfigError
 from raylign.files import write_atomic
+from raylign.storage.outputs import output_base
 
 EVERY_SAMPLE = 2**31
 

@@ -9,8 +9,8 @@ from raylign.compare.expand import Recipe
 from raylign.config import PolicyGradientConfig, RunConfig
 from raylign.config.graph import upstream_configs
 from raylign.config.load import value_at
-from raylign.controllers.run_folders import differing
 from raylign.errors import ConfigError
+from raylign.storage.changes import differing
 
 SAME: tuple[tuple[str, str], ...] = (
     ("model.path", "start from the same model"),

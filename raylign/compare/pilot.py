@@ -10,7 +10,7 @@ from raylign.compare.costing import cost_of_run
 from raylign.compare.expand import Recipe, expand_runs
 from raylign.config.compare import CompareConfig
 from raylign.errors import ConfigError, RaylignError
-from raylign.tracking import read_metrics
+from raylign.storage.run_folder import RunFolder
 from raylign.tuning.trials import Trial, run_trials
 
 PILOT_STEPS = 3
@@ -47,7 +47,7 @@ def steps_within(device_seconds: float, folder: Path, method: str) -> int:
     The first steps of a run are slower, because they warm up.
     """
     cost = cost_of_run(folder)
-    steps = [line["time/step"] for line in read_metrics(folder / "metrics.jsonl")]
+    steps = [line["time/step"] for line in RunFolder(folder).metrics()]
     fixed = cost.learning_device_seconds - sum(steps) * cost.devices
     number = int((device_seconds - fixed) / (min(steps) * cost.devices))
     if number < 1:

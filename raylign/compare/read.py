@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from raylign.compare.expand import PlannedRun
 from raylign.compare.records import Point, RunRecord, StageUse
 from raylign.compare.samples import read_samples
 from raylign.config import CollectConfig, OnlineConfig, RunConfig
-from raylign.tracking import read_metrics
+from raylign.storage.run_folder import RunFolder
 
 
 def failed_record(planned: PlannedRun, error: str) -> RunRecord:
@@ -28,7 +27,8 @@ def read_record(planned: PlannedRun, folder: Path, stages: Sequence[Path]) -> Ru
     Args:
         stages: directories of the stages that it needed, in the order in which they were made.
     """
-    summary = json.loads((folder / "summary.json").read_text())
+    run = RunFolder(folder)
+    summary = run.summary
     config = planned.config
     common = {
         **_head(planned),
@@ -63,9 +63,9 @@ def read_record(planned: PlannedRun, folder: Path, stages: Sequence[Path]) -> Ru
         and config.reward.type == "model"
         and config.evaluation_reward != config.reward,
         optimizer_steps=_updates(config, summary["steps"]),
-        curve=_curve(config, folder, summary, common["cost"]),
-        before=read_samples(config, folder / "evaluations" / "before_samples.jsonl"),
-        after=read_samples(config, folder / "evaluations" / "after_samples.jsonl"),
+        curve=_curve(config, run, summary, common["cost"]),
+        before=read_samples(config, run, "before"),
+        after=read_samples(config, run, "after"),
     )
 
 
@@ -81,13 +81,13 @@ def _head(planned: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _curve(config: RunConfig, folder: Path, summary: dict[str, Any], cost: Cost) -> tuple[Point, ...]:
+def _curve(config: RunConfig, run: RunFolder, summary: dict[str, Any], cost: Cost) -> tuple[Point, ...]:
     """Return the run's points from start to end; an offline run is evaluated only at these two."""
     found = summary["evaluation"]
     points = [Point(0, 0.0, summary["score_before"], found["before"]["kl"])]
     if isinstance(config.algorithm, OnlineConfig):
         seconds = summary["stage_seconds"].get("start", 0.0)
-        for line in read_metrics(folder / "metrics.jsonl"):
+        for line in run.metrics():
             seconds += line.get("time/step") or 0.0
             points.append(
                 Point(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from raylign.config import RunConfig
+from raylign.storage.run_folder import RunFolder
 from raylign.tasks import score_function
 
 
@@ -23,10 +22,9 @@ class Sample:
     reference_answer_score: float | None = None
 
 
-def read_samples(config: RunConfig, file: Path) -> tuple[Sample, ...]:
+def read_samples(config: RunConfig, run: RunFolder, label: str) -> tuple[Sample, ...]:
     """Read the samples that an evaluation kept; reference answers of the data are scored by the task's ground truth."""
-    with file.open() as f:
-        rows = [json.loads(line) for line in f]
+    rows = run.samples(label) or []
     samples = [Sample(row["prompt"], row["completion"], row["score"], row["length"], row.get("kl")) for row in rows]
     columns = [row.get("columns", {}) for row in rows]
     if config.task is None or not rows or any(not isinstance(c.get("reference"), str) for c in columns):

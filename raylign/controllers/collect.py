@@ -19,6 +19,7 @@ from raylign.controllers.supervisor import Supervisor
 from raylign.data.sampler import Sampler
 from raylign.errors import Interrupted, RaylignError
 from raylign.files import write_atomic
+from raylign.storage.run_folder import RunFolder
 from raylign.types import LongArray
 
 Row = dict[str, Any]
@@ -32,7 +33,7 @@ def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef
     Raises:
         RaylignError: a whole epoch gave no row.
     """
-    parts = _parts(run.folder)
+    parts = run.folder.parts
     parts.mkdir(exist_ok=True)
     # Batches end with the epoch: the seed of a sample is of (step, prompt, sample), so a prompt that came twice in
     # one step would give the same completions twice.
@@ -65,17 +66,14 @@ def collect(run: Run, roles: Roles, algorithm: CollectConfig, prompts: ObjectRef
                 "collect: in a whole epoch no prompt gave a usable row (completions not scored, or both of every pair the "
                 "same); look at the reward, or raise rollout.sampling.temperature"
             )
-    _write(run.folder / algorithm.file_name, kept[: algorithm.rows])
-    return run.folder / algorithm.file_name
+    dataset = run.folder.dataset(algorithm.file_name)
+    _write(dataset, kept[: algorithm.rows])
+    return dataset
 
 
-def num_parts(folder: Path) -> int:
+def num_parts(folder: RunFolder) -> int:
     """Return how many steps of `collect` were done in this run directory; 0 for other runs."""
-    return len(list(_parts(folder).glob("*.jsonl")))
-
-
-def _parts(folder: Path) -> Path:
-    return folder / "parts"
+    return len(list(folder.parts.glob("*.jsonl")))
 
 
 def _enough(algorithm: CollectConfig, num_rows: int, num_steps: int, steps_per_epoch: int) -> bool:

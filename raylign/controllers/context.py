@@ -14,9 +14,10 @@ from ray.util.placement_group import PlacementGroup
 
 from raylign.actors.waiting import Stop, Waiter
 from raylign.config import RunConfig
-from raylign.controllers.commits import Commit, Commits
 from raylign.controllers.pool import ActorPool
 from raylign.errors import Interrupted
+from raylign.storage.commits import Commit, Commits
+from raylign.storage.run_folder import RunFolder
 from raylign.tracking import Tracker, View
 
 
@@ -25,7 +26,7 @@ class Run:
     """A run in progress. `config` has no `run:` or `task:` paths any more."""
 
     config: RunConfig
-    folder: Path  # absolute
+    folder: RunFolder  # absolute
     commits: Commits
     stop: Stop
     view: View

@@ -11,11 +11,11 @@ from raylign.actors.group import ActorGroup, LearnerGroup
 from raylign.actors.placement import place_in, reserve
 from raylign.actors.role_groups import CriticGroup, OfflineLearnerGroup, PolicyGroup, ReferenceGroup, RewardGroup
 from raylign.config import OnlineConfig, RoleResources, RunConfig
-from raylign.controllers.commits import Commit
 from raylign.controllers.context import Run
 from raylign.controllers.pool import ActorPool
 from raylign.controllers.role_builds import BUILDS, BuildInputs
 from raylign.controllers.roles import Roles
+from raylign.storage.commits import Commit
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from safetensors.numpy import load_file, save_file
 
 from raylign.actors.role_groups import OfflineLearnerGroup, ReferenceGroup
 from raylign.config import OfflineAlgorithm, RunConfig
-from raylign.controllers.commits import MERGED
 from raylign.controllers.context import Run
 from raylign.controllers.roles import Roles, required
 from raylign.data.sampler import Sampler
 from raylign.files import replacing, sha256_of
+from raylign.storage.commits import MERGED
 from raylign.types import FloatArray, LabelledSet, PairSet
 
 _REFERENCE_ROWS = 256  # rows scored in one call, so that progress shows and no call runs into a deadline

@@ -31,7 +31,6 @@ from raylign.actors.role_groups import PolicyGroup
 from raylign.actors.waiting import ActorLost
 from raylign.algorithms.kl_controller import AdaptiveKL, AnnealedKL, FixedKL
 from raylign.config import KLConfig, OnlineAlgorithm, OnlineDPOConfig
-from raylign.controllers.commits import MERGED
 from raylign.controllers.context import Run
 from raylign.controllers.evaluate import Evaluation, evaluate
 from raylign.controllers.roles import Roles, required
@@ -39,6 +38,7 @@ from raylign.controllers.sampling import Pending, Sampling
 from raylign.controllers.supervisor import Supervisor
 from raylign.controllers.turns import GpuTurns
 from raylign.data.sampler import Sampler
+from raylign.storage.commits import MERGED
 
 
 class OnlineLoop:

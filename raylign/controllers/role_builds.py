@@ -17,10 +17,10 @@ from raylign.config import (
     RoleResources,
     RunConfig,
 )
-from raylign.controllers.commits import Commit
 from raylign.data.batching import default_pass_tokens
 from raylign.learners.spec import LearnerSpec
 from raylign.models.description import load_tokenizer, stop_tokens
+from raylign.storage.commits import Commit
 
 Build = Callable[..., object]  # runs inside an actor; a learner's also takes its `world`
 

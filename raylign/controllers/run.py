@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray.util.placement_group import PlacementGroup
 
 from raylign.actors.session import ray_session
 from raylign.actors.waiting import ActorLost, Stop
-from raylign.config import RunConfig, load_config
+from raylign.config import RunConfig
 from raylign.controllers.checks import check_splits, check_stages
 from raylign.controllers.collect import num_parts
-from raylign.controllers.commits import Commits
 from raylign.controllers.context import Run
 from raylign.controllers.inputs import load_inputs
-from raylign.controllers.lock import locked
-from raylign.controllers.outputs import output_base
 from raylign.controllers.pool import ActorPool
-from raylign.controllers.run_folders import CONTENT, SUMMARY, differences, fresh_folder, newest_folder, write_json
 from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
 from raylign.controllers.usage import reserved_seconds, summarised
 from raylign.controllers.workflows import execute
-from raylign.errors import FailureBudgetError, Interrupted, UserError
-from raylign.files import write_atomic
+from raylign.errors import FailureBudgetError, Interrupted
+from raylign.storage.commits import Commits
+from raylign.storage.lock import locked
+from raylign.storage.outputs import output_base
+from raylign.storage.run_folder import RunFolder
 from raylign.tracking import Sink, Tracker, make_view
 from raylign.types import Dataset
 from raylign.version import __version__
@@ -88,7 +85,7 @@ def run(
         if folder is None:
             return runner.execute(stage, resume)
         with locked(folder, timeout=_FOLDER_SECONDS, holds="works on this run", stop=stop):
-            return runner.execute_in(folder, stage)
+            return runner.execute_in(RunFolder(folder), stage)
 
 
 def make_stages(configs: Iterable[RunConfig], *, quiet: bool = False) -> None:
@@ -124,13 +121,13 @@ class _Runner:
     def execute(self, stage: Stage, resume: bool) -> RunResult:
         """The run that was asked for."""
         base = output_base(stage.config.output_dir) / stage.config.name
-        return self.execute_in((newest_folder(base) if resume else None) or fresh_folder(base), stage)
+        return self.execute_in((RunFolder.newest(base) if resume else None) or RunFolder.fresh(base), stage)
 
-    def execute_in(self, folder: Path, stage: Stage) -> RunResult:
+    def execute_in(self, folder: RunFolder, stage: Stage) -> RunResult:
         """The same in this folder, from where it stands."""
-        if (folder / SUMMARY).exists():
-            _check_same(stage, folder)
-            return RunResult(folder, json.loads((folder / SUMMARY).read_text()))
+        if folder.has_ended:
+            folder.check_unchanged(stage.config, stage.content)
+            return RunResult(folder.path, folder.summary)
         return self._run(stage, folder, self.sinks, self.until)
 
     def needs(self, stage: Stage) -> RunConfig:
@@ -139,21 +136,22 @@ class _Runner:
 
     def _stage(self, stage: Stage) -> Path:
         """A run that another one needs: done once, by one process, gone on with if it was interrupted."""
-        if not (stage.folder / SUMMARY).exists():
+        folder = RunFolder(stage.folder)
+        if not folder.has_ended:
             with locked(stage.folder, timeout=_STAGE_SECONDS, holds="makes this stage", stop=self.stop):
-                if not (stage.folder / SUMMARY).exists():
-                    self._run(stage, stage.folder)
+                if not folder.has_ended:
+                    self._run(stage, folder)
         return stage.folder
 
-    def _run(self, stage: Stage, folder: Path, sinks: Sequence[Sink] = (), until: int | None = None) -> RunResult:
+    def _run(self, stage: Stage, folder: RunFolder, sinks: Sequence[Sink] = (), until: int | None = None) -> RunResult:
         resumed = folder.exists()
         if resumed:
-            _check_same(stage, folder)
+            folder.check_unchanged(stage.config, stage.content)
         config = self.needs(stage)
         check_splits(config)
         rows, held_out = load_inputs(config)
-        _write_configs(folder, stage, config)
-        commits = Commits(folder / "commits", config.checkpoint.keep)
+        folder.write_configs(stage.config, config, stage.content)
+        commits = folder.commits(config.checkpoint.keep)
         self._ensure_ray()
         failures = 0
         while True:
@@ -170,7 +168,7 @@ class _Runner:
     def _attempt(
         self,
         config: RunConfig,
-        folder: Path,
+        folder: RunFolder,
         commits: Commits,
         rows: Dataset,
         held_out: Dataset | None,
@@ -185,7 +183,7 @@ class _Runner:
         view = make_view(config.name, num_steps, first_step=done, headline=config.algorithm.headline, quiet=self.quiet)
         tree = config.model_dump(mode="json")
         with Tracker(
-            folder, config.tracking, config.name, tree, state.get("tracker"), first_step=done + 1, sinks=sinks
+            folder.path, config.tracking, config.name, tree, state.get("tracker"), first_step=done + 1, sinks=sinks
         ) as tracker:
             with view:
                 current = Run(
@@ -203,8 +201,8 @@ class _Runner:
                 current.totals.update(state.get("totals", {}))
                 scores = execute(current, rows, held_out, commit)
             summary = _summary(config, current, scores, num_steps)
-            write_json(folder / SUMMARY, summary)
-        return RunResult(folder, summary)
+            folder.write_summary(summary)
+        return RunResult(folder.path, summary)
 
     def _ensure_ray(self) -> None:
         if self.stop.requested:
@@ -242,33 +240,5 @@ def _is_stage(name: str) -> bool:
 
 def has_ended(config: RunConfig) -> bool:
     """Whether the newest run of this name came to its end, so that `run(config, resume=True)` starts nothing."""
-    folder = newest_folder(output_base(config.output_dir) / config.name)
-    return folder is not None and (folder / SUMMARY).exists()
-
-
-def _write_configs(folder: Path, stage: Stage, config: RunConfig) -> None:
-    """config.yaml is what the user wrote, completed with defaults; resolved.yaml has real paths in it; content.json
-    is the hash of what those paths held."""
-    for name, one in (("config.yaml", stage.config), ("resolved.yaml", config)):
-        write_atomic(folder / name, yaml.safe_dump(one.model_dump(mode="json"), sort_keys=False))
-    write_json(folder / CONTENT, stage.content)
-
-
-def _check_same(stage: Stage, folder: Path) -> None:
-    """Refuse to go on with a run whose config says something else today, or the files and runs it names."""
-    file = folder / "config.yaml"
-    if not file.exists():
-        return
-    for place in differences(load_config(file), stage.config):
-        raise UserError(
-            f"{place}: differs from the run in {folder}; resume with the same config, or leave out --resume to start a "
-            "new run"
-        )
-    held = json.loads((folder / CONTENT).read_text()) if (folder / CONTENT).exists() else {}
-    values = dict(stage.config.sources())
-    for place, digest in stage.content.items():
-        if held.get(place, digest) != digest:
-            raise UserError(
-                f"{place}: {values.get(place, 'the function')} is not what it was when the run in {folder} began; put "
-                "it back, or leave out --resume to start a new run"
-            )
+    folder = RunFolder.newest(output_base(config.output_dir) / config.name)
+    return folder is not None and folder.has_ended

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.table import Table
 from raylign.config import DataConfig
 from raylign.controllers.run import RunResult
 from raylign.data.sources import read_rows
+from raylign.storage.run_folder import RunFolder
 
 
 def show_result(result: RunResult, console: Console | None = None) -> None:
@@ -38,13 +38,13 @@ def show_dataset(file: Path, console: Console | None = None) -> None:
 
 
 def samples_table(result: RunResult, num: int = 3) -> Table | None:
-    """The first held-out prompts with their completions before and after; None if the run had no such evaluation."""
-    files = [result.folder / "evaluations" / f"{label}_samples.jsonl" for label in ("before", "after")]
-    if not all(file.exists() for file in files):
+    """Return the first held-out prompts with their completions before and after; None without such an evaluation."""
+    folder = RunFolder(result.folder)
+    before, after = folder.samples("before"), folder.samples("after")
+    if before is None or after is None:
         return None
-    before, after = ([json.loads(line) for line in file.open()][:num] for file in files)
     table = Table("prompt", "before", "after", show_lines=True)
-    for old, new in zip(before, after, strict=True):
+    for old, new in zip(before[:num], after[:num], strict=True):
         # What a model wrote may look like markup.
         cells = (f"{escape(s['completion'].strip())}\n[dim]{_number(s['score'])}[/dim]" for s in (old, new))
         table.add_row(escape(old["prompt"]), *cells)

@@ -18,12 +18,12 @@ from typing import Any
 
 from raylign.config import CollectConfig, RunConfig
 from raylign.config.graph import upstream_configs
-from raylign.controllers.outputs import output_base
 from raylign.errors import UserError
 from raylign.files import sha256_of
+from raylign.storage.outputs import output_base
+from raylign.storage.run_folder import MODEL
 from raylign.tasks import prepare
 
-MODEL = "model"
 _FILES = (".jsonl", ".json", ".parquet", ".py")
 _PART = 2**20
 _NOT_CONTENT = {"name", "output_dir", "tracking", "limits", "checkpoint", "placement"}

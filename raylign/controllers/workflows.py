@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,9 @@ import ray
 
 from raylign.config import CollectConfig, OfflineAlgorithm, OnlineAlgorithm, OnlineConfig
 from raylign.controllers.collect import collect
-from raylign.controllers.commits import MERGED, Commit
 from raylign.controllers.context import Run
 from raylign.controllers.evaluate import Evaluation, evaluate
 from raylign.controllers.launch import launch
-from raylign.controllers.lock import locked
 from raylign.controllers.offline import (
     OfflineLoop,
     cache_logprobs,
@@ -26,14 +21,13 @@ from raylign.controllers.offline import (
     reference_logprobs,
 )
 from raylign.controllers.online import OnlineLoop
-from raylign.controllers.outputs import output_base
-from raylign.controllers.stages import MODEL
 from raylign.controllers.supervisor import Supervisor
 from raylign.controllers.usage import note_use
-from raylign.files import write_atomic
+from raylign.storage.commits import Commit
+from raylign.storage.lock import locked
+from raylign.storage.outputs import output_base
 from raylign.types import Dataset, LabelledSet, PairSet, PromptSet
 
-ADAPTER = "adapter"
 Scores = dict[str, Any]  # {"before": {...}, "after": {...}}
 
 
@@ -121,24 +115,21 @@ class Found:
     """Evaluations of a run, kept on disk so that a resumed run does not repeat them."""
 
     def __init__(self, run: Run, held_out: Dataset | None) -> None:
-        self._folder = run.folder / "evaluations"
+        self._folder = run.folder
         self.num_prompts = len(held_out) if held_out is not None else 0
         self.found: Scores = {}
 
     def need(self, label: str, make: Any) -> None:
         """`make()` an Evaluation (or a dict of numbers) unless there is nothing to evaluate or it was done before."""
-        file = self._folder / f"{label}.json"
         if not self.num_prompts:
             return
-        if not file.exists():
+        if self._folder.evaluation(label) is None:
             made = make()
-            self._folder.mkdir(exist_ok=True)
             if isinstance(made, Evaluation):
-                lines = "".join(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in made.samples)
-                (self._folder / f"{label}_samples.jsonl").write_text(lines)
-                made = made.numbers()
-            write_atomic(file, json.dumps(made))
-        self.found[label] = json.loads(file.read_text())
+                self._folder.write_evaluation(label, made.numbers(), made.samples)
+            else:
+                self._folder.write_evaluation(label, made)
+        self.found[label] = self._folder.evaluation(label)
 
 
 def _reference_cache(run: Run, rows: PairSet | LabelledSet) -> Path:
@@ -154,29 +145,13 @@ def _judge(run: Run, held_out: PromptSet, scores: Found) -> None:
         held, supervisor = ray.put(held_out), Supervisor(run, roles)
         supervisor.sync(0, lambda engine: engine.use_initial_weights.remote(0))
         scores.need("before", lambda: evaluate(run, roles, held, len(held_out), 0, "before", supervisor))
-        model = str(run.folder / MODEL)
+        model = str(run.folder.model)
         supervisor.sync(1, lambda engine: engine.load_folder.remote(1, model))
         scores.need("after", lambda: evaluate(run, roles, held, len(held_out), 1, "after", supervisor))
         note_use(run, roles, "evaluation")
 
 
 def publish(run: Run, commit: Commit | None) -> None:
-    """`model/` in the run directory: the last commit's model as a plain Hugging Face folder (hard links, no copy).
-
-    Where an adapter was learned, merged into its base, and the adapter beside it in `adapter/`.
-    """
+    """Make the run's model of its last commit (see `RunFolder.publish`)."""
     assert commit is not None
-    adapter = run.config.model.lora is not None
-    for source, name in [(MERGED, MODEL), ("policy", ADAPTER)] if adapter else [("policy", MODEL)]:
-        writing, final = run.folder / f".{name}-writing", run.folder / name
-        shutil.rmtree(writing, ignore_errors=True)
-        shutil.copytree(commit.role(source), writing, ignore=shutil.ignore_patterns("state"), copy_function=_link)
-        shutil.rmtree(final, ignore_errors=True)
-        writing.rename(final)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
+    run.folder.publish(commit, has_adapter=run.config.model.lora is not None)

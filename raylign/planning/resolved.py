@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylign.config import CollectConfig, RunConfig
-from raylign.controllers.run_folders import SUMMARY
-from raylign.controllers.stages import MODEL, Stage, output_name, plan, resolve
+from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.models.description import load_pretrained, load_tokenizer
 from raylign.planning.lengths import LengthProfile, measure_lengths
+from raylign.storage.run_folder import MODEL, RunFolder
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _resolve_config(stage: Stage, scratch: Path) -> RunConfig:
             return needed.folder
         folder = scratch / needed.folder.name
         if not folder.exists() and output_name(needed.config) == MODEL:
-            _describe(_resolve_config(needed, scratch), folder / MODEL)
+            _describe(_resolve_config(needed, scratch), RunFolder(folder).model)
         return folder
 
     elsewhere = stage.config.model_copy(update={"output_dir": str(scratch)})
@@ -60,7 +60,7 @@ def _resolve_config(stage: Stage, scratch: Path) -> RunConfig:
 
 
 def _is_done(stage: Stage) -> bool:
-    return (stage.folder / SUMMARY).exists()
+    return RunFolder(stage.folder).has_ended
 
 
 def _rows_to_write(samples: ResolvedRun) -> int | None:

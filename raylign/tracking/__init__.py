@@ -3,8 +3,8 @@
 Imports neither ray nor torch; W&B and TensorBoard are imported only by a run that asks for them.
 """
 
+from raylign.storage.metrics_log import read_metrics
 from raylign.tracking.console import progress_console
-from raylign.tracking.jsonl import read_metrics
 from raylign.tracking.live import LiveView
 from raylign.tracking.progress import format_clock
 from raylign.tracking.sink import Sink, TrackedRun

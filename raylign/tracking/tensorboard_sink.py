@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tensorboardX import SummaryWriter
 
+from raylign.storage.run_folder import RunFolder
 from raylign.tracking.sink import Sink, TrackedRun
 
 FLUSH_SECONDS = 10
@@ -17,7 +18,7 @@ class TensorboardSink(Sink):
     def __init__(self, run: TrackedRun, enabled: bool) -> None:
         # The writer names a file by the second it opens it. A quick restart would overwrite it without the step.
         suffix = f".{run.first_step:09d}"
-        self._directory = str(run.folder / "tensorboard")
+        self._directory = str(RunFolder(run.folder).tensorboard)
         self._writer = SummaryWriter(
             self._directory, purge_step=run.first_step, flush_secs=FLUSH_SECONDS, filename_suffix=suffix
         )

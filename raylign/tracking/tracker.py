@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from raylign.config import TrackingConfig
+from raylign.storage.run_folder import RunFolder
 from raylign.tracking.jsonl import JsonlSink
 from raylign.tracking.sink import Sink, TrackedRun, open_sinks
 
@@ -41,7 +42,7 @@ class Tracker:
         self._last_step = first_step - 1  # an evaluation may still belong to the committed step
         run = TrackedRun(run_dir, name, run_config, state or {}, first_step)
         self._services = open_sinks(config, run)  # first: what is wrong here, the user can fix
-        self._sinks: list[Sink] = [JsonlSink(run_dir / "metrics.jsonl", first_step), *self._services, *sinks]
+        self._sinks: list[Sink] = [JsonlSink(RunFolder(run_dir).metrics_file, first_step), *self._services, *sinks]
 
     @property
     def location(self) -> str | None:

@@ -1,7 +1,6 @@
 """Files of a sweep: `--resume` needs nothing else.
 
-<folder>/trials/<id>/config.yaml     the trial's run config; around it a usual run directory
-                     summary.json    written when the trial finished
+<folder>/trials/<id>/                the trial's run directory (see `storage.run_folder`), and in it:
                      stopped.json    written when the scheduler stopped it early
                      error.json      written when its last try failed
 <folder>/tune/                       Tune's own files, not needed afterwards
@@ -16,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from raylign.config import RunConfig, load_config
-from raylign.controllers.outputs import output_base
-from raylign.controllers.run_folders import SUMMARY, differences
+from raylign.config import RunConfig
 from raylign.errors import UserError
-from raylign.files import write_atomic
+from raylign.storage.changes import differences
+from raylign.storage.outputs import output_base
+from raylign.storage.run_folder import RunFolder
 
-CONFIG, STOPPED, ERROR = "config.yaml", "stopped.json", "error.json"
+STOPPED, ERROR = "stopped.json", "error.json"  # of a trial, beside what a run writes
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Outcome:
     @property
     def began(self) -> bool:
         """True if the trial has ended or has a commit to continue from."""
-        return self.ended or (self.folder / "commits").exists()
+        return self.ended or RunFolder(self.folder).has_commits
 
     @property
     def status(self) -> str:
@@ -61,7 +58,7 @@ def with_absolute_output_dir(config: RunConfig) -> RunConfig:
 
 def load_trial_config(folder: Path, name: str) -> RunConfig:
     """Load the current config of a trial, which PBT may have changed."""
-    return load_config(trial_folder(folder, name) / CONFIG)
+    return RunFolder(trial_folder(folder, name)).config
 
 
 def trial_folder(folder: Path, name: str) -> Path:
@@ -73,8 +70,12 @@ def read_outcome(folder: Path, name: str) -> Outcome:
     """Read from a trial's folder how far it has got."""
     place = trial_folder(folder, name)
     stopped, error = _read(place / STOPPED), _read(place / ERROR)
+    run = RunFolder(place)
     return Outcome(
-        place, _read(place / SUMMARY), stopped["reason"] if stopped else None, error["error"] if error else None
+        place,
+        run.summary if run.has_ended else None,
+        stopped["reason"] if stopped else None,
+        error["error"] if error else None,
     )
 
 
@@ -89,15 +90,15 @@ def prepare(folder: Path, trials: Mapping[str, RunConfig], resume: bool, changed
     Raises:
         UserError: there are trials but `resume` is False, or a trial has another config.
     """
-    if not resume and any((folder / "trials").glob(f"*/{CONFIG}")):
+    if not resume and any(RunFolder(trial).has_config for trial in (folder / "trials").glob("*")):
         raise UserError(f"{folder}: has trials already; continue them with --resume, or choose another folder")
     for name, config in trials.items():
-        file = trial_folder(folder, name) / CONFIG
-        if not file.exists():
-            write_atomic(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        for difference in differences(load_config(file), config) if name not in changed else ():
+        trial = RunFolder(trial_folder(folder, name))
+        if not trial.has_config:
+            trial.write_config(config)
+        for difference in differences(trial.config, config) if name not in changed else ():
             raise UserError(
-                f"trial {name}: {difference} differs from the trial in {file.parent}; resume the sweep with the same "
+                f"trial {name}: {difference} differs from the trial in {trial}; resume the sweep with the same "
                 "configs, or start a new one"
             )
 

@@ -18,7 +18,7 @@ from raylign.config import RunConfig
 from raylign.config.metrics import step_metrics
 from raylign.config.search_space import Sweep
 from raylign.files import replacing
-from raylign.tracking import read_metrics
+from raylign.storage.run_folder import RunFolder
 from raylign.tuning.results import TrialRecord, best_record, format_value, format_values, searched_keys, short_key
 
 _DPI = 150
@@ -104,8 +104,8 @@ def _learning_curves(sweep: Sweep, records: Sequence[TrialRecord], file: Path) -
     metric_by_trial = {spec.id: _curve_metric(sweep, spec.config) for spec in sweep.trials}
     curves: dict[str, list[tuple[int, TrialRecord, list[dict[str, Any]]]]] = {}
     for i, record in enumerate(records):
-        source, metric = record.folder / "metrics.jsonl", metric_by_trial[record.id]
-        steps = [step for step in read_metrics(source) if step.get(metric) is not None] if source.exists() else []
+        metric = metric_by_trial[record.id]
+        steps = [step for step in RunFolder(record.folder).metrics() if step.get(metric) is not None]
         if steps:
             curves.setdefault(metric, []).append((i, record, steps))
     if not curves:

@@ -16,15 +16,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import yaml
-
 from raylign.config import RunConfig, parse_config
 from raylign.config.load import Lines, set_value, value_at
 from raylign.config.search_space import sample_value
 from raylign.config.sweep import Parameter, PBTConfig, SweepConfig
-from raylign.controllers.commits import Commits
-from raylign.controllers.run_folders import CONTENT
 from raylign.files import write_atomic
+from raylign.storage.run_folder import RunFolder
 from raylign.tuning import folders
 from raylign.tuning.results import final_metric
 
@@ -100,19 +97,19 @@ class Population:
         """Copy the donor's config and commit to the trial, which keeps its name and history; False if done before."""
         place = self._trial(exploit.trial)
         before = folders.load_trial_config(self.folder, exploit.trial)
-        commits = Commits(place / "commits", before.checkpoint.keep)
+        commits = place.commits(before.checkpoint.keep)
         own, mark = commits.latest(), {"donor": exploit.donor, "step": step}
         if own and (own.step > step or own.state.get("taken_over") == mark):
             return False
-        donor = Commits(self._trial(exploit.donor) / "commits", 1).latest()
+        donor = self._trial(exploit.donor).commits(1).latest()
         assert donor is not None
         assert donor.step == step
         tree = folders.load_trial_config(self.folder, exploit.donor).model_dump(mode="json")
         for key, value in (exploit.values | {"seed": exploit.seed, "name": before.name}).items():
             set_value(tree, Lines(), key, value, str(self._file))
         config = parse_config(tree, str(self._file))
-        write_atomic(place / folders.CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        (place / CONTENT).unlink(missing_ok=True)
+        place.write_config(config)
+        place.forget_content()
         kept = {key: own.state[key] for key in ("tracker", "totals", "wall_seconds")} if own else {}
         commits.take_over(donor, exploit.seed, kept | {"taken_over": mark})
         return True
@@ -122,11 +119,10 @@ class Population:
 
     def _step(self, name: str) -> int:
         """Return the step of a trial's newest commit."""
-        steps = [int(path.name.removeprefix("step_")) for path in (self._trial(name) / "commits").glob("step_*")]
-        return max(steps, default=0)
+        return self._trial(name).newest_step
 
-    def _trial(self, name: str) -> Path:
-        return folders.trial_folder(self.folder, name)
+    def _trial(self, name: str) -> RunFolder:
+        return RunFolder(folders.trial_folder(self.folder, name))
 
 
 def load_exploits(folder: Path) -> dict[int, list[Exploit]]:

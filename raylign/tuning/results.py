@@ -19,7 +19,7 @@ from raylign.config.load import value_at
 from raylign.config.search_space import Sweep, TrialSpec
 from raylign.config.sweep import PBTConfig, is_better
 from raylign.files import replacing, write_atomic
-from raylign.tracking import read_metrics
+from raylign.storage.run_folder import RunFolder
 from raylign.tuning import folders
 
 PARQUET, BEST = "results.parquet", "best.yaml"
@@ -84,7 +84,7 @@ def write_results(sweep: Sweep, records: list[TrialRecord], folder: Path) -> lis
     best = best_record(records, sweep.config.mode)
     if best is None:
         return [folder / PARQUET]
-    tree = yaml.safe_load((best.folder / folders.CONFIG).read_text())
+    tree = RunFolder(best.folder).config.model_dump(mode="json")
     head = (
         f"# The best of {len(records)} trials of the sweep {sweep.config.name}: trial {best.id}, {sweep.config.metric} "
         f"{best.metric:.6g} ({sweep.config.mode}).\n# Run it with: raylign run {BEST}\n"
@@ -156,8 +156,7 @@ def _record(spec: TrialSpec, metric: str, folder: Path) -> TrialRecord:
 
 
 def _steps(outcome: folders.Outcome) -> list[dict[str, Any]]:
-    file = outcome.folder / "metrics.jsonl"
-    return read_metrics(file) if file.exists() else []
+    return RunFolder(outcome.folder).metrics()
 
 
 def _metric(outcome: folders.Outcome, steps: list[dict[str, Any]], metric: str) -> float | None:
@@ -170,7 +169,7 @@ def _metric(outcome: folders.Outcome, steps: list[dict[str, Any]], metric: str) 
 
 def _with_final_values(record: TrialRecord) -> TrialRecord:
     """Replace the values by the trial's final ones, which PBT may have changed."""
-    tree = yaml.safe_load((record.folder / folders.CONFIG).read_text())
+    tree = RunFolder(record.folder).config.model_dump(mode="json")
     return replace(record, values={key: value_at(tree, key, value) for key, value in record.values.items()})
 
 

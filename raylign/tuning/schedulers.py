@@ -12,7 +12,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from raylign.config import OnlineConfig, RunConfig
 from raylign.config.sweep import ASHAConfig, SweepConfig
-from raylign.tracking import read_metrics
+from raylign.storage.run_folder import RunFolder
 from raylign.tuning import folders
 from raylign.tuning.trainable import STEP
 
@@ -48,7 +48,7 @@ def make_scheduler(config: SweepConfig, folder: Path, trials: Mapping[str, RunCo
             )
             for name in trials:
                 if folders.read_outcome(folder, name).ended:
-                    _replay(scheduler, name, folders.trial_folder(folder, name) / "metrics.jsonl")
+                    _replay(scheduler, name, RunFolder(folders.trial_folder(folder, name)))
             return scheduler
         case _:
             return None
@@ -63,10 +63,10 @@ def _last_rung(trials: Mapping[str, RunConfig], grace: int) -> int:
     return max(grace, min(steps) - 1)
 
 
-def _replay(scheduler: ASHAScheduler, name: str, file: Path) -> None:
+def _replay(scheduler: ASHAScheduler, name: str, run: RunFolder) -> None:
     """Give the scheduler all metrics that an ended trial reported."""
     trial = cast(TuneTrial, _ReplayedTrial(name))
     no_controller = cast(Any, None)  # ASHA does not use the controller
     scheduler.on_trial_add(no_controller, trial)
-    for row in read_metrics(file) if file.exists() else ():
+    for row in run.metrics():
         scheduler.on_trial_result(no_controller, trial, row)

@@ -17,12 +17,11 @@ from raylign.actors.waiting import Stop
 from raylign.config import RunConfig
 from raylign.config.search_space import Sweep
 from raylign.config.sweep import PBTConfig
-from raylign.controllers.outputs import output_base
 from raylign.controllers.run import make_stages
-from raylign.controllers.run_folders import fresh_folder, newest_folder
 from raylign.controllers.stopping import stop_on_signal
 from raylign.errors import Interrupted, RaylignError
 from raylign.files import write_atomic
+from raylign.storage.outputs import fresh_folder, newest_folder, output_base
 from raylign.tuning import folders
 from raylign.tuning.experiment import Experiment
 from raylign.tuning.optuna_searcher import OptunaSearcher, load_suggested_trials

@@ -13,9 +13,10 @@ import ray
 from ray import tune
 from ray.util.placement_group import PlacementGroup
 
-from raylign.config import RunConfig, load_config
+from raylign.config import RunConfig
 from raylign.errors import Interrupted, NonFiniteError, UserError
 from raylign.files import write_atomic
+from raylign.storage.run_folder import RunFolder
 from raylign.tracking import Sink
 from raylign.tuning import folders
 
@@ -70,7 +71,7 @@ class Trainable:
         group = ray.util.get_current_placement_group()
         assert group is not None
         try:
-            self.work(load_config(trial_folder / folders.CONFIG), trial_folder, group, TuneSink())
+            self.work(RunFolder(trial_folder).config, trial_folder, group, TuneSink())
         except Exception as e:
             write_atomic(error_file, json.dumps({"error": f"{type(e).__name__}: {e}"}))
             if not isinstance(e, UserError | NonFiniteError):

@@ -3,14 +3,13 @@ imports it."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 from ray.util.placement_group import PlacementGroup
 
 from raylign.config import RunConfig
-from raylign.files import write_atomic
+from raylign.storage.run_folder import RunFolder
 from raylign.tracking import Sink
 
 SHORTEST, LONGEST = 25, 55  # seconds that a trial "works"; not all end, and begin, at the same time
@@ -23,4 +22,4 @@ def sleeps(config: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -
         time.sleep(seconds / 2)
         sink.log(step, {"sft/loss": 1.0 / step})
     gpus = sum(bundle.get("GPU", 0.0) for bundle in group.bundle_specs)
-    write_atomic(folder / "summary.json", json.dumps({"start": start, "end": time.time(), "gpus": gpus}))
+    RunFolder(folder).write_summary({"start": start, "end": time.time(), "gpus": gpus})

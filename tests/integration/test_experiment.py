@@ -20,7 +20,7 @@ from raylign.actors.waiting import Stop
 from raylign.config import RunConfig
 from raylign.config.sweep import SweepConfig
 from raylign.errors import PlacementError, UserError
-from raylign.files import write_atomic
+from raylign.storage.run_folder import RunFolder
 from raylign.tracking import Sink
 from raylign.tuning import folders
 from raylign.tuning.experiment import Experiment
@@ -67,7 +67,7 @@ def work(one: RunConfig, folder: Path, group: PlacementGroup, sink: Sink) -> Non
                     sink.log(step, {"sft/loss": float(value)})
         case ["sleeps"]:
             time.sleep(120)
-    write_atomic(folder / "summary.json", json.dumps({"name": one.name}))
+    RunFolder(folder).write_summary({"name": one.name})
 
 
 def run(folder: Path, names: list[str], **options: Any) -> dict[str, folders.Outcome]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from raylign.controllers.commits import MANIFEST, Commits, verify
+from raylign.storage.commits import MANIFEST, Commits, verify
 from tests.integration.small_runs import Ended, family, hashes, left_behind, newest_commit, wait_for
 
 EVERY_STEP = "checkpoint.every_steps=1"

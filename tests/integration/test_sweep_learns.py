@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from raylign.controllers.commits import Commits
+from raylign.storage.run_folder import RunFolder
 from raylign.tuning.population import load_exploits
 from tests.integration.small_runs import Ended, Workshop, family, left_behind, metrics, newest_commit, wait_for
 from tests.integration.small_sweeps import table, write_sweep
@@ -64,7 +64,7 @@ def test_a_population_goes_on_from_its_best_and_a_killed_one_ends_the_same(tmp_p
     for number in range(4):
         weights = []
         for one in (folder, folder_too):
-            commit = Commits(trial(one, number) / "commits", 1).latest()
+            commit = RunFolder(trial(one, number)).commits(1).latest()
             assert commit
             weights.append(load_file(Path(commit.role("policy")) / "model.safetensors"))
         assert all((weights[0][name] == weights[1][name]).all() for name in weights[0]), "to the last bit"

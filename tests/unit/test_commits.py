@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from ray.train import Checkpoint
 
-from raylign.controllers.commits import MANIFEST, Commit, Commits, verify
 from raylign.errors import CheckpointError
+from raylign.storage.commits import MANIFEST, Commit, Commits, verify
 
 STATE = {"cursor": {"epoch": 1, "row": 7}, "kl": 0.05, "tracker": None}
 
@@ -95,11 +96,15 @@ def test_every_byte_of_the_manifest_counts(commits):
     assert verify(manifest.parent).step == 3
 
 
-def test_a_newer_format_is_not_called_damage(commits):
+@pytest.mark.parametrize("other", [1, 99])
+def test_another_format_is_not_called_damage(commits, other):
     manifest = commit(commits, 1).path / MANIFEST
-    manifest.write_text(json.dumps({"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this raylign reads 1; use the raylign that wrote it"):
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": other}))
+    with pytest.raises(CheckpointError) as caught:
         commits.latest()
+    assert str(caught.value) == (
+        f"{manifest}: format {other}, this raylign reads 2; use the raylign that wrote it, or start a new run"
+    )
 
 
 def test_what_a_crash_left_is_ignored_and_then_removed(commits):
@@ -131,5 +136,5 @@ def test_the_same_step_again_replaces_the_first(commits):
 
 def test_ray_train_opens_it(commits):
     made = commit(commits, 1)
-    with made.checkpoint().as_directory() as folder:
+    with Checkpoint.from_directory(made.path).as_directory() as folder:
         assert verify(Path(folder)) == made

@@ -17,6 +17,7 @@ LAYERS = (
     "files",
     "user_code",
     "config",
+    "storage",
     "types",
     "algorithms",
     "data",

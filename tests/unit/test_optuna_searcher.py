@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from raylign.config.search_space import Sweep, load_sweep
 from raylign.errors import ConfigError, UserError
-from raylign.files import write_atomic
+from raylign.storage.run_folder import RunFolder
 from raylign.tuning import folders, optuna_searcher
 from raylign.tuning.optuna_searcher import OptunaSearcher, load_suggested_trials
 from tests.unit.test_sweep_config import DPO, PPO
@@ -52,7 +52,7 @@ def begin(loaded: Sweep, folder: Path) -> OptunaSearcher:
 
 
 def finish(searcher: OptunaSearcher, folder: Path, tune_id: str, name: str, score: float) -> None:
-    write_atomic(folders.trial_folder(folder, name) / "summary.json", json.dumps({"score_after": score}))
+    RunFolder(folders.trial_folder(folder, name)).write_summary({"score_after": score})
     searcher.on_trial_complete(tune_id)
 
 

@@ -6,8 +6,8 @@ import pytest
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from raylign.actors.attach import shipped
-from raylign.controllers.outputs import output_base
 from raylign.errors import UserError
+from raylign.storage.outputs import output_base
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from raylign.config import RunConfig, load_config, parse_config
+from raylign.config import RunConfig, parse_config
 from raylign.config.sweep import Parameter, SweepConfig
-from raylign.controllers.commits import Commits
 from raylign.files import write_atomic
+from raylign.storage.run_folder import RunFolder
 from raylign.tuning import folders
 from raylign.tuning.population import Population, choose_exploits, explore, load_exploits
 
@@ -66,14 +66,14 @@ class Learns:
         self.calls.append((until, sorted(trials)))
         for name in trials:
             place = folders.trial_folder(self.folder, name)
-            config = load_config(place / folders.CONFIG)
-            commits = Commits(place / "commits", 1)
+            config = RunFolder(place).config
+            commits = RunFolder(place).commits(1)
             if name in self.fails:
                 write_atomic(place / folders.ERROR, '{"error": "OSError: no"}')
                 continue
             last = commits.latest()
             weight = load_file(Path(last.role("policy")) / "model.safetensors")["w"] if last else np.zeros(1)
-            with (place / "metrics.jsonl").open("a") as log:
+            with RunFolder(place).metrics_file.open("a") as log:
                 for step in range(last.step if last else 0, until):
                     weight = weight + 100 * rate_of(config) * (1 - weight)
                     log.write(json.dumps({"step": step + 1, "sft/loss": float(abs(1 - weight[0]))}) + "\n")
@@ -84,7 +84,7 @@ class Learns:
             state = {"sampler": {"seed": config.seed, "num_batches": until}, "tracker": {"wandb_run_id": name}}
             commits.finish(path, until, state | {"totals": {"tokens/trained": 1.0}, "wall_seconds": float(name)})
             if until >= STEPS:
-                write_atomic(place / "summary.json", "{}")
+                RunFolder(place).write_summary({})
 
 
 def begin(folder: Path) -> Population:
@@ -99,10 +99,10 @@ def state_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"moves": load_exploits(folder)}
     for name in CONFIGS:
         place = folders.trial_folder(folder, name)
-        commit = Commits(place / "commits", 1).latest()
+        commit = RunFolder(place).commits(1).latest()
         assert commit
         weight = load_file(Path(commit.role("policy")) / "model.safetensors")["w"]
-        found[name] = (load_config(place / folders.CONFIG), weight.tobytes(), commit.step, commit.state)
+        found[name] = (RunFolder(place).config, weight.tobytes(), commit.step, commit.state)
     return found
 
 
@@ -118,7 +118,7 @@ def test_the_worst_go_on_from_the_best_and_every_trial_comes_to_its_end(tmp_path
     for name in CONFIGS:
         assert folders.read_outcome(tmp_path, name).summary is not None
     (move,) = moves[2]
-    config = load_config(folders.trial_folder(tmp_path, "000") / folders.CONFIG)
+    config = RunFolder(folders.trial_folder(tmp_path, "000")).config
     assert config.name == "p-000"
     assert config.seed != CONFIGS["000"].seed
     assert move.values[RATE] != rate_of(CONFIGS["000"])
@@ -128,7 +128,7 @@ def test_a_take_over_is_the_donors_state_with_a_seed_and_a_history_of_its_own(tm
     population, learns = begin(tmp_path), Learns(tmp_path)
     learns(CONFIGS, 2)
     population._exploit(2, list(CONFIGS), lambda step, move: None)
-    loser, donor = (Commits(folders.trial_folder(tmp_path, n) / "commits", 1).latest() for n in ("000", "003"))
+    loser, donor = (RunFolder(folders.trial_folder(tmp_path, n)).commits(1).latest() for n in ("000", "003"))
     assert loser
     assert donor
     weights = [load_file(Path(c.role("policy")) / "model.safetensors")["w"] for c in (loser, donor)]
@@ -139,7 +139,12 @@ def test_a_take_over_is_the_donors_state_with_a_seed_and_a_history_of_its_own(tm
     assert not (Path(loser.role("policy")) / "state" / "random-0.safetensors").exists(), "it draws by its own seed"
 
 
-BREAKS = ("tuning.population.write_atomic", "tuning.population.parse_config", "controllers.commits.Commits.finish")
+BREAKS = (
+    "tuning.population.write_atomic",
+    "tuning.population.parse_config",
+    "storage.run_folder.RunFolder.write_config",
+    "storage.commits.Commits.finish",
+)
 
 
 @pytest.mark.parametrize("breaks", BREAKS)

@@ -11,8 +11,8 @@ import pytest
 from raylign.actors.layout import bundles_of, envelope, lay_out, layouts, seats_in
 from raylign.actors.waiting import Stop
 from raylign.config import RoleResources, RunConfig, parse_config
-from raylign.controllers.lock import locked
 from raylign.errors import DeadlineError, Interrupted
+from raylign.storage.lock import locked
 from tests.unit.test_sweep_config import RUN
 
 
@@ -66,7 +66,7 @@ def test_every_phase_has_a_seat_of_its_own_for_every_bundle(algorithm, mode):
 
 def test_a_lock_is_one_process_s_and_goes_with_it(tmp_path):
     hold = (
-        "import sys, time; from pathlib import Path; from raylign.controllers.lock import locked\n"
+        "import sys, time; from pathlib import Path; from raylign.storage.lock import locked\n"
         "with locked(Path(sys.argv[1]), timeout=5, holds='x'):\n    print('held', flush=True); time.sleep(60)"
     )
     folder = tmp_path / "stage"

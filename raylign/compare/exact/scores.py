@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raylign.compare.records import RunRecord
-from raylign.config import ExactTask, load_config
+from raylign.config import ExactTask
+from raylign.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from raylign.tasks.exact_optimum import Enumeration, Float64Array
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
 
 def with_exact_scores(record: RunRecord) -> RunRecord:
     """Return the record with the exact score and KL of its policy; unchanged if its task is not exact."""
-    measured = exact_reference(record.folder)
-    if measured is None or not (Path(record.folder) / "model").is_dir():
+    measured, model = exact_reference(record.folder), RunFolder(Path(record.folder)).model
+    if measured is None or not model.is_dir():
         return record
     from raylign.tasks.exact_optimum import evaluate, log_probabilities
 
     enumeration, ref = measured
-    policy = log_probabilities(str(Path(record.folder) / "model"), enumeration)
+    policy = log_probabilities(str(model), enumeration)
     value = evaluate(policy, ref, enumeration.rewards, record.beta or 1.0)
     start = evaluate(ref, ref, enumeration.rewards, 1.0)
     return replace(record, score_before=start.reward, score_after=value.reward, kl=value.kl)
@@ -55,10 +56,10 @@ def exact_reference(folder: str) -> tuple[Enumeration, Float64Array] | None:
 
     None for other tasks and for runs that are not on this machine.
     """
-    file = Path(folder) / "resolved.yaml"
-    if not folder or not file.is_file():
+    run = RunFolder(Path(folder))
+    if not folder or not run.has_resolved:
         return None
-    config = load_config(file)
+    config = run.resolved
     if not isinstance(config.task, ExactTask):
         return None
     return _reference_logprobs(config.task.model_dump_json(), (config.reference or config.model).path)

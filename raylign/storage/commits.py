@@ -1,4 +1,4 @@
-"""The commit: one directory, whole or not there, that holds all a run needs to go on.
+"""The commit: one directory, complete or absent, that holds all a run needs to continue.
 
     commits/step_000050/
         manifest.json    what the run knows (step, data cursor, KL controller, tracker) and every file's size and SHA-256
@@ -6,9 +6,9 @@
         critic/          the same, for PPO
         merged/          after the last step of a run that learns an adapter: base and adapter as one model
 
-Where an adapter is learned, policy/ and critic/ are peft folders: the adapter alone.
+If an adapter is trained, policy/ and critic/ are peft folders: the adapter alone.
 
-A commit is written beside its final name, synced to disk and renamed, so a crash leaves the last one whole. It is a
+A commit is written beside its final name, synced to disk and renamed, so a crash leaves the last one intact. It is a
 `ray.train.Checkpoint` directory: `Checkpoint.from_directory(path)` opens it.
 """
 
@@ -20,17 +20,14 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raylign.errors import CheckpointError
 from raylign.files import sha256_of
 
-if TYPE_CHECKING:
-    from ray.train import Checkpoint
-
 MANIFEST = "manifest.json"
-MERGED = "merged"
-_FORMAT = 1
+POLICY, MERGED = "policy", "merged"
+_FORMAT = 2  # 1: its totals had other names
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,8 @@ class Commit:
     state: dict[str, Any]  # JSON: what the controller restores
 
     def role(self, name: str) -> str:
-        """Folder of a role's model and state."""
+        """Return the folder of a role's model and state."""
         return str(self.path / name)
-
-    def checkpoint(self) -> Checkpoint:
-        """As Tune and Train know it."""
-        from ray.train import Checkpoint  # half a second that no run needs
-
-        return Checkpoint.from_directory(str(self.path))
 
 
 class Commits:
@@ -61,7 +52,7 @@ class Commits:
         folder.mkdir(parents=True, exist_ok=True)
 
     def latest(self) -> Commit | None:
-        """The newest commit, verified file by file.
+        """Return the newest commit, verified file by file.
 
         Raises:
             CheckpointError: it does not match its manifest; the message names the file and the way out.
@@ -70,7 +61,7 @@ class Commits:
         return verify(steps[-1]) if steps else None
 
     def begin(self, step: int) -> Path:
-        """An empty directory for the roles to write into."""
+        """Make an empty directory for the roles to write into."""
         for left in self.folder.glob(".writing-*"):
             shutil.rmtree(left)
         path = self.folder / f".writing-{step:06d}"
@@ -99,17 +90,22 @@ class Commits:
         return Commit(final, step, state)
 
     def take_over(self, donor: Commit, seed: int, kept: dict[str, Any]) -> Commit:
-        """Another run's commit in the place of this one's: weights, moments and the place in the data are the donor's, what
-        is random follows from a seed of its own.
+        """Put another run's commit in the place of this run's: the donor's weights, moments and place in the data, but
+        this run's own seed.
 
         Args:
-            seed: of the run that takes over; its learners find no random state and begin from it.
-            kept: of the state, what stays this run's.
+            seed: seed of the run that takes over; its learners find no random state and begin from it.
+            kept: the part of the state that stays this run's.
         """
         path = self.begin(donor.step)
         shutil.copytree(donor.path, path, ignore=shutil.ignore_patterns("random-*", MANIFEST), dirs_exist_ok=True)
         sampler = donor.state["sampler"] | {"seed": seed}
         return self.finish(path, donor.step, donor.state | {"sampler": sampler} | kept)
+
+
+def newest_step(folder: Path) -> int:
+    """Return the step of the newest commit in a folder of commits, 0 without one; the commit is not verified."""
+    return max((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), default=0)
 
 
 def verify(path: Path) -> Commit:
@@ -122,7 +118,8 @@ def verify(path: Path) -> Commit:
     match manifest:
         case {"format": int(other)} if other != _FORMAT:
             raise CheckpointError(
-                f"{path / MANIFEST}: format {other}, this raylign reads {_FORMAT}; use the raylign that wrote it"
+                f"{path / MANIFEST}: format {other}, this raylign reads {_FORMAT}; use the raylign that wrote it, or start a "
+                "new run"
             )
         case {"sha256": str(digest), **content} if digest == _digest(content):
             pass
@@ -136,7 +133,7 @@ def verify(path: Path) -> Commit:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    """Of the manifest itself: a state that was changed on disk would otherwise be believed."""
+    """Hash the manifest itself: a state that was changed on disk would otherwise be believed."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()  # JSON keeps the order of keys
 
 

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock that the death of its holder frees."""
+"""A lock on a folder for one process at a time, which the kernel frees when its holder dies."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from raylign.actors.waiting import Stop
 from raylign.errors import DeadlineError, Interrupted
 
 _POLL = 0.2  # seconds between tries
 
 
-@contextmanager
-def locked(path: Path, *, timeout: float, holds: str, stop: Stop | None = None) -> Iterator[None]:
-    """Hold `.<name>.lock` beside `path` inside; the file stays, the lock is the kernel's.
+class StopRequest(Protocol):
+    """Something that says whether the user asked to stop."""
 
-    A process that is killed lets go at once, so who waits does not wait for the dead. The folder must be on a file
+    @property
+    def requested(self) -> bool: ...
+
+
+@contextmanager
+def locked(path: Path, *, timeout: float, holds: str, stop: StopRequest | None = None) -> Iterator[None]:
+    """Hold `.<name>.lock` beside `path` inside the block; the file stays, the lock is the kernel's.
+
+    A killed process releases the lock at once, so a waiter never blocks on a dead process. The folder must be on a file
     system whose locks reach all its machines (NFS v4, Lustre with flock, one machine's own).
 
     Args:
         timeout: seconds to wait for the present holder.
         holds: what the holder does, for the message.
-        stop: a request on it ends the wait.
+        stop: a request to stop, which ends the wait.
     Raises:
         DeadlineError: another process still holds it.
         Interrupted: stopped while it waited.
@@ -38,7 +45,7 @@ def locked(path: Path, *, timeout: float, holds: str, stop: Stop | None = None) 
                 raise Interrupted(f"stopped while another process {holds} ({path})")
             if time.monotonic() > deadline:
                 raise DeadlineError(
-                    f"{file}: for {timeout:g} s another process {holds}; let it end, or end it, and go on with --resume"
+                    f"{file}: for {timeout:g} s another process {holds}; let it end, or end it, and continue with --resume"
                 )
             time.sleep(_POLL)
         yield
