@@ -14,6 +14,7 @@ from raylign.compare.costing import cost_of, model_copies, num_parameters
 from raylign.compare.pilot import steps_within
 from raylign.config import RunConfig, load_config
 from raylign.errors import ConfigError
+from raylign.storage.run_folder import RunFolder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -136,4 +137,4 @@ def test_parameters_are_counted_from_the_header(tmp_path):
     ).encode()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    assert num_parameters(tmp_path) == 17
+    assert num_parameters(RunFolder(tmp_path)) == 17
