@@ -15,8 +15,8 @@ from raylign.compare.matched import check_matched
 from raylign.compare.pilot import measured_steps
 from raylign.compare.records import RunRecord, write_records
 from raylign.config.compare import CompareConfig, load_compare
-from raylign.controllers.stages import plan as plan_stages
 from raylign.errors import RaylignError
+from raylign.pipeline.stages import build_graph
 from raylign.tracking import progress_console
 
 RECORDS = "rows.json"
@@ -45,7 +45,7 @@ def prepare(path: Path) -> Comparison:
     folder = comparison_folder(spec)
     planned = expand_runs(spec, recipes, folder)
     for one in planned:
-        plan_stages(one.config)  # checks that the files they name exist
+        build_graph(one.config)  # checks that the files they name exist
     return Comparison(path, spec, recipes, folder, planned)
 
 

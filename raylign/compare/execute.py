@@ -9,8 +9,7 @@ from raylign.compare.exact.scores import with_exact_scores
 from raylign.compare.expand import PlannedRun
 from raylign.compare.read import failed_record, read_record
 from raylign.compare.records import RunRecord, attach_reference_answers, split_reference_pass_cost
-from raylign.controllers.stages import Stage
-from raylign.controllers.stages import plan as plan_stages
+from raylign.pipeline.stages import Stage, build_graph
 from raylign.tuning.trials import Trial, run_trials
 
 
@@ -22,7 +21,7 @@ def make_records(planned: Sequence[PlannedRun], folder: Path, note: Callable[[st
         if result.folder is None or result.error is not None:
             records.append(failed_record(one, result.error or "no result"))
         else:
-            records.append(with_exact_scores(read_record(one, result.folder, stages_of(plan_stages(one.config)))))
+            records.append(with_exact_scores(read_record(one, result.folder, stages_of(build_graph(one.config)))))
     return attach_reference_answers(split_reference_pass_cost(records))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from raylign.config import ModelConfig, RunConfig
-from raylign.controllers.stages import Stage
 from raylign.errors import ConfigError
 from raylign.models.description import Shape, shape
+from raylign.pipeline.stages import Stage
 
 Fits = Callable[[Shape, int], bool]
 

@@ -21,12 +21,11 @@ from raylign.actors.role_groups import OfflineLearnerGroup, ReferenceGroup
 from raylign.config import OfflineAlgorithm, RunConfig
 from raylign.controllers.context import Run
 from raylign.controllers.roles import Roles, required
+from raylign.data.batching import ROWS_PER_REFERENCE_CALL
 from raylign.data.sampler import Sampler
 from raylign.files import replacing, sha256_of
 from raylign.storage.commits import MERGED
 from raylign.types import FloatArray, LabelledSet, PairSet
-
-_REFERENCE_ROWS = 256  # rows scored in one call, so that progress shows and no call runs into a deadline
 
 
 class OfflineLoop:
@@ -88,12 +87,12 @@ def reference_logprobs(
         data: `rows` in the object store.
     """
     reference = required(roles.reference, ReferenceGroup)
-    firsts = range(0, len(rows), _REFERENCE_ROWS)
+    firsts = range(0, len(rows), ROWS_PER_REFERENCE_CALL)
     run.view.status("scoring the dataset with the reference")
     with run.stage("reference"):
         parts = run.waiter.fetch(
             [
-                reference.submit_dataset_logprobs(i, data, first, min(first + _REFERENCE_ROWS, len(rows)))
+                reference.submit_dataset_logprobs(i, data, first, min(first + ROWS_PER_REFERENCE_CALL, len(rows)))
                 for i, first in enumerate(firsts)
             ],
             timeout=run.config.limits.generate,

@@ -16,13 +16,13 @@ from raylign.config import RunConfig
 from raylign.controllers.checks import check_splits, check_stages
 from raylign.controllers.collect import num_parts
 from raylign.controllers.context import Run
-from raylign.controllers.inputs import load_inputs
 from raylign.controllers.pool import ActorPool
-from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.controllers.stopping import stop_on_signal
 from raylign.controllers.usage import reserved_seconds, summarised
 from raylign.controllers.workflows import execute
 from raylign.errors import FailureBudgetError, Interrupted
+from raylign.pipeline.inputs import load_inputs
+from raylign.pipeline.stages import Stage, build_graph, output_name, resolve
 from raylign.storage.commits import Commits
 from raylign.storage.lock import locked
 from raylign.storage.outputs import output_base
@@ -79,7 +79,7 @@ def run(
     """
     stop = Stop()
     with ExitStack() as session, stop_on_signal(stop):
-        stage = plan(config)
+        stage = build_graph(config)
         check_stages(stage)
         runner = _Runner(session, stop, quiet, pool, group, sinks, until)
         if folder is None:
@@ -96,7 +96,7 @@ def make_stages(configs: Iterable[RunConfig], *, quiet: bool = False) -> None:
     stop = Stop()
     with ExitStack() as session, stop_on_signal(stop):
         for config in configs:
-            stage = plan(config)
+            stage = build_graph(config)
             check_stages(stage)
             _Runner(session, stop, quiet).needs(stage)
 

@@ -6,6 +6,9 @@ import numpy as np
 
 from raylign.types import LongArray
 
+ROWS_PER_REFERENCE_CALL = 256
+"""Rows of a dataset that a reference scores in one call: progress shows, and no call runs into a deadline."""
+
 
 def default_pass_tokens(on_gpu: bool) -> int:
     """Return the default number of padded tokens of a pass: enough to keep a GPU busy, or to fit a CPU's cache."""

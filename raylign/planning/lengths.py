@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from raylign.config import CollectConfig, OfflineConfig, OnlineConfig, RunConfig
-from raylign.controllers.inputs import load_inputs, prompt_limit
 from raylign.data.batching import micro_batches
 from raylign.errors import UserError
 from raylign.models.description import context_length
+from raylign.pipeline.inputs import load_inputs, prompt_limit
 from raylign.planning.trace import Shape
 from raylign.types import Dataset, LongArray, PromptSet, SequenceSet
 

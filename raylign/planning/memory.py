@@ -17,7 +17,7 @@ from raylign.config import (
     RewardConfig,
     RunConfig,
 )
-from raylign.data.batching import default_pass_tokens
+from raylign.data.batching import ROWS_PER_REFERENCE_CALL, default_pass_tokens
 from raylign.planning.lengths import LengthProfile
 from raylign.planning.parts import GIB, MIB, MemoryState, Part, RoleMemory
 from raylign.planning.trace import Head, Model, Pass, Shape, Skeleton
@@ -228,7 +228,7 @@ class MemoryModel:
 
     def _scored(self, name: str, max_tokens: int | None = None) -> Shape:
         """Return the largest pass over a shard of samples, or over one side of a dataset."""
-        rows = self.shard_rows or 256  # controllers.offline scores this many rows of a dataset in a call
+        rows = self.shard_rows or ROWS_PER_REFERENCE_CALL
         return self.profile.largest(max_tokens or self.pass_tokens(name), rows, rows_per_item=1)
 
     def _sampled(self) -> Shape:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylign.config import CollectConfig, RunConfig
-from raylign.controllers.stages import Stage, output_name, plan, resolve
 from raylign.models.description import load_pretrained, load_tokenizer
+from raylign.pipeline.stages import Stage, build_graph, output_name, resolve
 from raylign.planning.lengths import LengthProfile, measure_lengths
 from raylign.storage.run_folder import MODEL, RunFolder
 
@@ -32,7 +32,7 @@ def resolve_for_planning(config: RunConfig, scratch: Path, num_rows: int | None 
     Raises:
         ConfigError, UserError, DataError: `raylign run` would refuse the config or its files.
     """
-    return _resolve_stage(plan(config), scratch, num_rows)
+    return _resolve_stage(build_graph(config), scratch, num_rows)
 
 
 def _resolve_stage(stage: Stage, scratch: Path, num_rows: int | None = None) -> ResolvedRun:

@@ -11,9 +11,9 @@ import pytest
 
 from raylign.config import ModelConfig, parse_config
 from raylign.controllers.checks import check_splits, check_stages, engine_fits, learner_fits
-from raylign.controllers.stages import plan
 from raylign.errors import ConfigError, UserError
 from raylign.models.description import Shape, shape
+from raylign.pipeline.stages import build_graph
 
 QWEN_05B = Shape(heads=14, kv_heads=2, layers=24, intermediate=4864)
 LLAMA_70B = Shape(heads=64, kv_heads=8, layers=80, intermediate=28672)
@@ -106,7 +106,7 @@ def test_needed_runs_are_checked_with_the_run(tmp_path):
     run = f"run:{tmp_path / 'first.yaml'}"
     sft = config(folder, data={"path": run}, algorithm={"name": "sft"}, reward=None)
     with pytest.raises(ConfigError, match=r"^rollout\.tensor_parallel: 4 ranks"):
-        check_stages(plan(sft))
+        check_stages(build_graph(sft))
 
 
 def test_shapes_under_other_names_and_none(tmp_path):

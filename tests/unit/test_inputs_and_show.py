@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from raylign.config import RewardModelConfig, SentimentTask, parse_config
-from raylign.controllers.inputs import load_inputs, prompt_limit
 from raylign.controllers.offline import cache_logprobs, cached_logprobs, reference_key
 from raylign.controllers.run import RunResult
 from raylign.controllers.show import samples_table, show_result
 from raylign.errors import DataError, UserError
+from raylign.pipeline.inputs import load_inputs, prompt_limit
 from raylign.tasks import TaskFiles, prepare
 from raylign.types import LabelledSet, PairSet, PromptSet, SequenceSet
 from tests.unit.tiny import labelled, pairs

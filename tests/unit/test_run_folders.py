@@ -13,8 +13,8 @@ from raylign.actors.waiting import Stop
 from raylign.config import RunConfig, parse_config
 from raylign.controllers import run as module
 from raylign.controllers.run import RunResult, run
-from raylign.controllers.stages import plan
 from raylign.errors import Interrupted, UserError
+from raylign.pipeline.stages import build_graph
 from raylign.storage.outputs import fresh_folder, newest_folder
 from raylign.storage.run_folder import RunFolder
 
@@ -42,7 +42,7 @@ def change(config: RunConfig, **sections: object) -> RunConfig:
 def leave(config: RunConfig, name: str = "mine", finished: bool = True) -> Path:
     """A run directory as `run` leaves it."""
     folder = Path(config.output_dir) / name
-    RunFolder(folder).write_configs(config, config, plan(config).content)
+    RunFolder(folder).write_configs(config, config, build_graph(config).content)
     if finished:
         (folder / "summary.json").write_text(json.dumps(SUMMARY))
     return folder

@@ -9,8 +9,8 @@ import yaml
 
 from raylign.config import RunConfig, load_config
 from raylign.config.graph import TASK_DATA, check_graph, upstream_configs
-from raylign.controllers.stages import Stage, plan, resolve
 from raylign.errors import ConfigError, UserError
+from raylign.pipeline.stages import Stage, build_graph, resolve
 from raylign.tasks import TaskFiles
 
 TASK = {
@@ -58,7 +58,7 @@ def write(tmp_path):
 
 
 def key(config: RunConfig) -> str:
-    return plan(config).key
+    return build_graph(config).key
 
 
 def test_needed_runs_are_named_in_an_order_that_can_be_executed(write):
@@ -138,11 +138,13 @@ def test_an_upstream_run_takes_task_engine_and_folder_but_not_the_seed(write, tm
     top = write(top=PPO | {"task": task, "seed": 8, "rollout": {"engine": "transformers"}, "output_dir": "out"})
     (sft,) = (c for value, c in upstream_configs(top).items() if value.endswith("/sft.yaml"))
     assert (sft.task and sft.task.seed, sft.rollout.engine, sft.output_dir, sft.seed) == (5, "transformers", "out", 0)
-    stage = plan(top)
+    stage = build_graph(top)
     collect = stage.needs[f"run:{tmp_path / 'reward_model.yaml'}"].needs[f"run:{tmp_path / 'collect.yaml'}"]
     assert (collect.config.rollout.engine, collect.config.task and collect.config.task.seed) == ("transformers", 5)
     assert key(write(top=PPO | {"seed": 9})) != key(write(top=PPO))
-    assert list(plan(write(top=PPO | {"seed": 9})).needs.values()) == list(plan(write(top=PPO)).needs.values())
+    assert list(build_graph(write(top=PPO | {"seed": 9})).needs.values()) == list(
+        build_graph(write(top=PPO)).needs.values()
+    )
     # Nothing is handed to a run without a task, nor from one that leaves the engine open.
     write(sft=SFT | {"task": None, "model": {"path": "a/b"}, "data": {"path": "c/d"}, "rollout": {"engine": "vllm"}})
     sft = upstream_configs(write(top=DPO))[f"run:{tmp_path / 'sft.yaml'}"]
@@ -190,7 +192,7 @@ def test_an_upstream_run_takes_task_engine_and_folder_but_not_the_seed(write, tm
 )
 def test_a_wrong_edge_is_refused_with_its_place(write, tmp_path, change, message):
     config = write(top=PPO | change)
-    for check in (check_graph, plan):
+    for check in (check_graph, build_graph):
         with pytest.raises(ConfigError) as caught:
             check(config)
         (line,) = caught.value.problems
@@ -212,7 +214,7 @@ def test_a_critic_may_start_from_a_reward_model(write):
 def test_a_missing_file_of_any_needed_run_is_told_before_the_first_one_starts(write, path):
     write(sft=SFT | {"data": {"path": path}})
     with pytest.raises(UserError) as caught:
-        plan(write(dpo=DPO))
+        build_graph(write(dpo=DPO))
     assert str(caught.value).startswith(f"data.path: no such file or folder: {path} (run sft); check the path")
 
 
@@ -227,7 +229,9 @@ def test_paths_become_real_ones_and_each_run_is_asked_for_where_it_is_needed(wri
         asked.append(stage.config.name)
         return stage.folder
 
-    stage = plan(write(ppo=PPO | {"evaluation": {"data": {"path": "task:eval_prompts"}, "reward": {"type": "task"}}}))
+    stage = build_graph(
+        write(ppo=PPO | {"evaluation": {"data": {"path": "task:eval_prompts"}, "reward": {"type": "task"}}})
+    )
     config = resolve(stage, execute)
     assert asked == ["sft", "reward_model"]
     made = {value.rpartition("/")[2]: needed.folder for value, needed in stage.needs.items()}
@@ -239,7 +243,7 @@ def test_paths_become_real_ones_and_each_run_is_asked_for_where_it_is_needed(wri
     assert config.evaluation is not None
     assert Path(config.evaluation.data.path).name == "eval_prompts.jsonl"
     assert made["sft.yaml"].parent == tmp_path / "runs" / "stages"
-    collected = resolve(plan(write(dpo=DPO)), execute).data.path
+    collected = resolve(build_graph(write(dpo=DPO)), execute).data.path
     assert collected.endswith("/preferences.jsonl")
 
 
@@ -261,7 +265,7 @@ RENAMED = {"path": "run:collect.yaml", "columns": {"completion": "chosen", "fini
 )
 def test_what_a_collect_run_keeps_is_read_where_it_fits(write, collect, reader, file):
     write(collect=collect, sft=SFT)
-    config = resolve(plan(write(top=reader)), lambda stage: stage.folder)
+    config = resolve(build_graph(write(top=reader)), lambda stage: stage.folder)
     paths = [value for _, value in config.sources() if value.endswith(".jsonl")]
     assert Path(paths[-1]).name == file
 

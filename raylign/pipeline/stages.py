@@ -39,7 +39,7 @@ class Stage:
 
     @property
     def key(self) -> str:
-        """Hash of all that decides the outcome."""
+        """Hash of everything that decides the outcome."""
         tree = self.config.model_dump(mode="json", exclude=_NOT_CONTENT)
         for place, digest in self.content.items():
             _set(tree, place, digest)
@@ -47,14 +47,15 @@ class Stage:
 
     @property
     def folder(self) -> Path:
+        """Run directory of the stage."""
         return output_base(self.config.output_dir) / "stages" / f"{self.config.name}-{self.key[:12]}"
 
 
-def plan(config: RunConfig, chain: tuple[str, ...] = ()) -> Stage:
+def build_graph(config: RunConfig, chain: tuple[str, ...] = ()) -> Stage:
     """Read and check every config that a run needs, before anything is executed (see `upstream_configs`).
 
     Raises:
-        ConfigError: a config is wrong; UserError: a file or folder that one of them names is not there.
+        ConfigError: a config is wrong; UserError: a config names a file or folder that does not exist.
     """
     for place, value in config.sources():
         local = value.startswith(("/", ".", "~")) or Path(value).suffix in _FILES
@@ -64,12 +65,16 @@ def plan(config: RunConfig, chain: tuple[str, ...] = ()) -> Stage:
                 "at the working directory)"
             )
     upstream = upstream_configs(config, chain)
-    needs = {value: plan(needed, (*chain, value)) for value, needed in upstream.items()}
+    needs = {value: build_graph(needed, (*chain, value)) for value, needed in upstream.items()}
     return Stage(config, needs, _content(config, needs))
 
 
 def resolve(stage: Stage, execute: Callable[[Stage], Path]) -> RunConfig:
-    """The stage's config with every `run:` and `task:` path replaced; `execute` runs a needed stage, if it must."""
+    """Return the stage's config with real paths for `run:` and `task:`.
+
+    Args:
+        execute: returns the run directory of a needed stage, which it executes first if necessary.
+    """
     config = stage.config
     tree = config.model_dump(mode="json")
     for place, value in config.sources():
@@ -84,7 +89,7 @@ def resolve(stage: Stage, execute: Callable[[Stage], Path]) -> RunConfig:
 
 
 def output_name(config: RunConfig) -> str:
-    """What a run makes, in its directory: the dataset of a collect run, else a Hugging Face folder."""
+    """Return the name of the result in the run directory: the dataset of a collect run, else a Hugging Face folder."""
     return config.algorithm.file_name if isinstance(config.algorithm, CollectConfig) else MODEL
 
 
@@ -95,15 +100,15 @@ def _task_folder(config: RunConfig) -> Path:
 
 
 def _content(config: RunConfig, needs: dict[str, Stage]) -> dict[str, str]:
-    found = {}
+    content = {}
     for place, value in config.sources():
         path = Path(value).expanduser()
         if value in needs:
-            found[place] = f"run:{needs[value].key}"
+            content[place] = f"run:{needs[value].key}"
         elif path.is_file():
-            found[place] = f"sha256:{sha256_of(path)}"
+            content[place] = f"sha256:{sha256_of(path)}"
         elif path.is_dir():
-            found[place] = _folder_hash(path)
+            content[place] = _folder_hash(path)
     for place, reward in (
         ("reward", config.reward),
         ("evaluation.reward", config.evaluation and config.evaluation.reward),
@@ -111,12 +116,12 @@ def _content(config: RunConfig, needs: dict[str, Stage]) -> dict[str, str]:
         if reward and reward.type == "function":
             source, _, name = reward.function.rpartition(":")
             if Path(source).is_file():
-                found[f"{place}.function"] = f"sha256:{sha256_of(Path(source))}:{name}"
-    return found
+                content[f"{place}.function"] = f"sha256:{sha256_of(Path(source))}:{name}"
+    return content
 
 
 def _folder_hash(folder: Path) -> str:
-    """Of the names, sizes, first and last MiB of all files: other weights differ there, and a large model takes no time."""
+    """Return the hash of the names, sizes, first and last MiB of all files: other weights differ there, and it is fast."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         size = file.stat().st_size

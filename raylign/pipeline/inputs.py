@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load_inputs(config: RunConfig) -> tuple[Dataset, Dataset | None]:
-    """Training rows, and held-out rows if there is an evaluation.
+    """Return training rows, and held-out rows if there is an evaluation.
 
     Raises:
         DataError, UserError: one line with file:line or dotted path, and the fix.
@@ -30,7 +30,7 @@ def load_inputs(config: RunConfig) -> tuple[Dataset, Dataset | None]:
 
 
 def prompt_limit(config: RunConfig, context: int) -> int:
-    """Longest prompt that leaves room for a completion."""
+    """Return the length of the longest prompt that leaves room for a completion."""
     context = min(context, config.rollout.max_model_len or context)
     limit = context - config.rollout.sampling.max_tokens
     if limit < 1:
