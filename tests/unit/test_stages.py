@@ -156,19 +156,19 @@ def test_an_upstream_run_takes_task_engine_and_folder_but_not_the_seed(write, tm
     [
         (
             {"data": {"path": "run:sft.yaml"}},
-            "data.path: run:TMP/sft.yaml is a sft run; needed is a dataset, from a col",
+            "data.path: run:TMP/sft.yaml is a sft run; this key needs a dataset, from a col",
         ),
         (
             {"model": {"path": "run:collect.yaml"}},
-            "model.path: run:TMP/collect.yaml is a collect run; needed is a langu",
+            "model.path: run:TMP/collect.yaml is a collect run; this key needs a langu",
         ),
         (
             {"model": {"path": "run:reward_model.yaml"}},
-            "model.path: run:TMP/reward_model.yaml is a reward_model run; n",
+            "model.path: run:TMP/reward_model.yaml is a reward_model run; this key needs a langu",
         ),
         (
             {"reward": {"type": "model", "path": "run:sft.yaml"}},
-            "reward.path: run:TMP/sft.yaml is a sft run; needed is",
+            "reward.path: run:TMP/sft.yaml is a sft run; this key needs",
         ),
         (
             {"data": {"path": "run:none.yaml"}},
@@ -182,7 +182,7 @@ def test_an_upstream_run_takes_task_engine_and_folder_but_not_the_seed(write, tm
         ({"data": {"path": "task:model"}}, "data.path: the task has no task:model for this; write task:corpus or t"),
         (
             {"reward": {"type": "model", "path": "task:reward"}},
-            "reward.path: task:reward is no model; for the true rew",
+            "reward.path: task:reward is not a model; for the true rew",
         ),
         (
             {"model": {"path": "run:top.yaml"}},
@@ -201,7 +201,7 @@ def test_a_wrong_edge_is_refused_with_its_place(write, tmp_path, change, message
 
 def test_a_long_circle_is_refused(write):
     write(sft=SFT | {"model": {"path": "run:dpo.yaml"}})
-    with pytest.raises(ConfigError, match=r"needs itself: .*sft\.yaml -> .*dpo\.yaml -> .*sft\.yaml; break the circle"):
+    with pytest.raises(ConfigError, match=r"needs itself: .*sft\.yaml -> .*dpo\.yaml -> .*sft\.yaml; remove the cycle"):
         check_graph(write(dpo=DPO))
 
 
@@ -276,7 +276,7 @@ def test_what_a_collect_run_keeps_is_read_where_it_fits(write, collect, reader, 
         (
             COLLECT,
             SFT | COLLECTED,
-            "data.path: run:TMP/collect.yaml keeps pairs, and sft learns single completions; set",
+            "data.path: run:TMP/collect.yaml keeps pairs, and sft trains on single completions; set",
         ),
         (
             BEST,
