@@ -14,7 +14,7 @@ from raylign.compare.command import prepare
 from raylign.config import CollectConfig, load_config
 from raylign.errors import ConfigError
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 SPEC: dict[str, Any] = {
     "name": "test",
     "task": {"name": "sentiment", "num_eval_prompts": 16},

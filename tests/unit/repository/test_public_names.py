@@ -12,7 +12,7 @@ import pytest
 
 import raylign
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Modules that a user may import from. docs/extending.md lists them too.
 PUBLIC = {"raylign", "raylign.config", "raylign.tasks.exact_optimum"}
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").glob("*.py")])

@@ -13,7 +13,7 @@ from rich.console import Console
 from raylign.config.search_space import Sweep, load_sweep
 from raylign.tuning.population import Exploit
 from raylign.tuning.progress import SweepProgress
-from tests.unit.test_sweep_results import RUN
+from tests.unit.tuning.test_results import RUN
 
 PBT = {"type": "pbt", "every_steps": 2, "mutate": ["algorithm.kl.coef"]}
 

@@ -19,7 +19,7 @@ from raylign.cluster.spec import ClusterSpec, load_spec, parse_spec
 from raylign.errors import ConfigError, UserError
 from tests.unit.test_cli import command
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SPECS = sorted((ROOT / "clusters" / "specs").glob("*.yaml"))
 NODE = {"num_cpus": 8, "memory_gib": 32, "machine": {"aws": "m6i.2xlarge", "gcp": "n2-standard-8"}}
 GPU_NODE = {

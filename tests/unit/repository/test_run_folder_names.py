@@ -10,7 +10,7 @@ import pytest
 
 from raylign.storage import commits, run_folder
 
-PACKAGE = Path(__file__).parents[2] / "raylign"
+PACKAGE = Path(__file__).parents[3] / "raylign"
 OWNER = "storage"
 
 # Said in any text without spaces, these can only mean a run directory.

@@ -16,7 +16,7 @@ from raylign.actors import node_facts
 from raylign.doctor import check
 from raylign.doctor import machine as doctor
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HUGE = 2**60
 
 

@@ -10,7 +10,7 @@ from raylign.config import DataConfig
 from raylign.data import load_pairs, load_prompts, load_sequences
 from raylign.data.formats import Text, pair_of, sequence_of
 from raylign.errors import DataError
-from tests.unit.test_data_tokenize import CHATML, assistant, parts, tokenizer, user
+from tests.unit.data.test_tokenize import CHATML, assistant, parts, tokenizer, user
 
 AT = "rows.jsonl:7"
 

@@ -15,7 +15,7 @@ from raylign.errors import ConfigError, UserError
 from raylign.storage.run_folder import RunFolder
 from raylign.tuning import folders, optuna_searcher
 from raylign.tuning.optuna_searcher import OptunaSearcher, load_suggested_trials
-from tests.unit.test_sweep_config import DPO, PPO
+from tests.unit.config.test_sweep import DPO, PPO
 
 RATE, BETA = "algorithm.optimizer.learning_rate", "algorithm.beta"
 

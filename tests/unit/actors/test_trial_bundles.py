@@ -13,7 +13,7 @@ from raylign.actors.waiting import Stop
 from raylign.config import RoleResources, RunConfig, parse_config
 from raylign.errors import DeadlineError, Interrupted
 from raylign.storage.lock import locked
-from tests.unit.test_sweep_config import RUN
+from tests.unit.config.test_sweep import RUN
 
 
 def role(num_actors: int, num_cpus: float, num_gpus: float = 0.0) -> RoleResources:

@@ -16,7 +16,7 @@ from raylign.config import RunConfig, load_config
 from raylign.errors import ConfigError
 from raylign.storage.run_folder import RunFolder
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 def recipe(name: str, *overrides: str) -> RunConfig:

@@ -17,7 +17,7 @@ from raylign.pipeline.stages import build_graph
 
 QWEN_05B = Shape(heads=14, kv_heads=2, layers=24, intermediate=4864)
 LLAMA_70B = Shape(heads=64, kv_heads=8, layers=80, intermediate=28672)
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_sizes_that_fit():

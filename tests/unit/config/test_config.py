@@ -17,7 +17,7 @@ from raylign.config import RunConfig, load, load_config, parse_config
 from raylign.config.graph import check_graph
 from raylign.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMPARISONS = set((ROOT / "recipes").glob("compare_*.yaml"))  # see test_compare_spec.py
 RECIPES = sorted(set((ROOT / "recipes").glob("*.yaml")) - COMPARISONS)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "raylign"
+PACKAGE = Path(__file__).parents[3] / "raylign"
 
 # Low to high; a part may import those before it. A new part of raylign is added here, or the test fails.
 LAYERS = (
@@ -265,3 +265,36 @@ def plant(folder: Path, tree: dict[str, str]) -> Path:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(source)
     return package
+
+
+def unmirrored(tests: Path, package: Path) -> list[str]:
+    """Return the unit tests that do not lie in the folder of their package, or beside a module of their name.
+
+    `repository/` holds the tests of the repository itself: its layers, words, pages and examples.
+    """
+    folders = {file.name for file in package.iterdir() if file.is_dir()} | {"repository"}
+    modules = {f"test_{file.stem}" for file in package.glob("*.py")}
+    faults = []
+    for test in sorted(tests.rglob("test_*.py")):
+        folder, *deeper = test.relative_to(tests).parts
+        if not deeper and test.stem not in modules:
+            faults.append(f"{test.name}: raylign has no module of this name; move the test to its package's folder")
+        elif deeper and (folder not in folders or len(deeper) > 1):
+            faults.append(f"{test.relative_to(tests)}: {folder} is not a package of raylign")
+    return faults
+
+
+def test_unit_tests_mirror_the_package():
+    assert unmirrored(PACKAGE.parent / "tests" / "unit", PACKAGE) == []
+
+
+def test_a_unit_test_in_the_wrong_folder_is_found(tmp_path):
+    package = plant(tmp_path / "raylign", {"files.py": "", "data/sampler.py": ""})
+    tests = plant(
+        tmp_path / "tests",
+        {"test_files.py": "", "data/test_sampler.py": "", "test_sampler.py": "", "api/test_a.py": ""},
+    )
+    assert unmirrored(tests, package) == [
+        "api/test_a.py: api is not a package of raylign",
+        "test_sampler.py: raylign has no module of this name; move the test to its package's folder",
+    ]

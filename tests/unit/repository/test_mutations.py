@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-RUNNER = Path(__file__).with_name("forked_pytest.py")
+ROOT = Path(__file__).parents[3]
+RUNNER = Path(__file__).parents[1] / "forked_pytest.py"
 DEADLINE = 280  # seconds for all copies
 NO_BUG = "no bug"
 PASSED, FAILED = 0, 1  # of pytest; more than 1 is a file that is not there or cannot be imported
@@ -37,128 +37,134 @@ BUGS = {
         "models/forward.py",
         "return hidden[completion_mask[:, 1:]]",
         "return hidden[completion_mask[:, :-1]]",
-        "test_models.py",
+        "models/test_models.py",
     ),
     "reward read at the last padded position": Bug(
         "models/forward.py",
         "hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]",
         "hidden[:, -1]",
-        "test_rewards_model.py",
+        "rewards/test_model.py",
     ),
     "pad positions counted in the weights": Bug(
         "algorithms/aggregate.py",
         "weights = completion_mask.float()",
         "weights = completion_mask.float() * 0 + 1",
-        "test_algorithms_aggregate.py",
+        "algorithms/test_aggregate.py",
     ),
     "rows without a score learned from": Bug(
         "learners/experience.py",
         "mask_array = batch.completion_mask & samples.valid[:, None]",
         "mask_array = batch.completion_mask",
-        "test_experience.py",
+        "learners/test_experience.py",
     ),
     "eos forgotten": Bug(
         "data/tokenize.py",
         "return ids if ids and ids[-1] == eos else [*ids, eos]",
         "return ids",
-        "test_data_tokenize.py",
+        "data/test_tokenize.py",
     ),
     "CPO's chosen and rejected swapped": Bug(
         "algorithms/preference_loss.py",
         "losses = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)",
         "losses = -(1 - label_smoothing) * logsigmoid(-margin) - label_smoothing * logsigmoid(margin)",
-        "test_algorithms_preferences.py",
+        "algorithms/test_preferences.py",
     ),
     # KL
     "KL dropped from the reward": Bug(
         "algorithms/advantages.py",
         "torch.where(completion_mask, -kl_coef * kl, 0.0)",
         "torch.where(completion_mask, 0.0 * kl, 0.0)",
-        "test_algorithms_advantages.py",
+        "algorithms/test_advantages.py",
     ),
     "KL dropped from the loss": Bug(
         "algorithms/policy_loss.py",
         "loss = loss + kl_coef * kl",
         "loss = loss + 0.0 * kl",
-        "test_algorithms_policy_loss.py",
+        "algorithms/test_policy_loss.py",
     ),
     "KL in the loss and in the reward": Bug(
         "learners/experience.py",
         'kl_coef=kl_coef if algorithm.kl.where == "reward" else 0.0,',
         "kl_coef=kl_coef,",
-        "test_experience_groups.py",
+        "learners/test_experience_groups.py",
     ),
     "KL of the reference from the policy": Bug(
         "algorithms/kl.py",
         "log_ratio = logprobs - ref_logprobs",
         "log_ratio = ref_logprobs - logprobs",
-        "test_algorithms_kl.py",
+        "algorithms/test_kl.py",
     ),
     # advantages
     "whitened over all positions": Bug(
-        "algorithms/advantages.py", "picked = x[mask]", "picked = x.flatten()", "test_algorithms_advantages.py"
+        "algorithms/advantages.py", "picked = x[mask]", "picked = x.flatten()", "algorithms/test_advantages.py"
     ),
     "baseline of the whole batch for a group": Bug(
         "algorithms/baselines.py",
         "groups.unique(return_inverse=True)",
         "(groups * 0).unique(return_inverse=True)",
-        "test_algorithms_baselines.py",
+        "algorithms/test_baselines.py",
     ),
     "a row in its own leave-one-out baseline": Bug(
         "algorithms/baselines.py",
         "(centred * (size / (size - 1).clamp_min(1))[index])",
         "centred",
-        "test_algorithms_baselines.py",
+        "algorithms/test_baselines.py",
     ),
     "dynamic sampling takes the lowest prompts": Bug(
-        "learners/experience.py", "names[np.argsort(first)][:most]", "names[:most]", "test_experience_groups.py"
+        "learners/experience.py",
+        "names[np.argsort(first)][:most]",
+        "names[:most]",
+        "learners/test_experience_groups.py",
     ),
     # policy loss
     "clip the wrong way": Bug(
         "algorithms/policy_loss.py",
         "gain = torch.minimum(plain, clipped)",
         "gain = torch.maximum(plain, clipped)",
-        "test_algorithms_policy_loss.py",
+        "algorithms/test_policy_loss.py",
     ),
     "temperature not applied to logprobs": Bug(
         "algorithms/logprobs.py",
         "logits.float() if temperature == 1.0 else logits.float() / temperature",
         "logits.float()",
-        "test_algorithms_logprobs.py",
+        "algorithms/test_logprobs.py",
     ),
     "temperature not asked for by the learner": Bug(
         "learners/policy_gradient.py",
         "            temperature=self.sampling.temperature,\n",
         "",
-        "test_online_learners.py",
+        "learners/test_online.py",
     ),
     "mean of micro-batch means": Bug(
         "learners/learner.py",
         "part = result.total / normaliser",
         "part = result.total / normaliser / len(groups)",
-        "test_online_learners.py",
+        "learners/test_online.py",
     ),
     # preferences
     "chosen and rejected swapped in the loss": Bug(
         "algorithms/preference_loss.py",
         "difference = chosen_log_ratio - rejected_log_ratio",
         "difference = rejected_log_ratio - chosen_log_ratio",
-        "test_algorithms_preferences.py",
+        "algorithms/test_preferences.py",
     ),
     "chosen and rejected swapped in the data": Bug(
         "data/loaders.py",
         "PairSet(sequence_set(chosen), sequence_set(rejected), kept_margins)",
         "PairSet(sequence_set(rejected), sequence_set(chosen), kept_margins)",
-        "test_data_tokenize.py",
+        "data/test_tokenize.py",
     ),
     "chosen and rejected swapped in online DPO": Bug(
-        "learners/online_dpo.py", "swapped = first_wins < 0.5", "swapped = first_wins > 0.5", "test_online_dpo.py"
+        "learners/online_dpo.py",
+        "swapped = first_wins < 0.5",
+        "swapped = first_wins > 0.5",
+        "learners/test_online_dpo.py",
     ),
     "KTO's desirable flipped": Bug(
         "algorithms/kto_loss.py",
         "torch.where(desirable, 1.0, -1.0)",
         "torch.where(desirable, -1.0, 1.0)",
-        "test_algorithms_kto.py",
+        "algorithms/test_kto.py",
     ),
 }
 

@@ -19,7 +19,7 @@ from raylign.errors import UserError
 from raylign.tuning import folders, plots
 from raylign.tuning.plots import plot_sweep, with_unit
 from raylign.tuning.results import best_record, format_value, load_records, results_table, short_key, write_results
-from tests.unit.test_sweep_config import DPO, PPO
+from tests.unit.config.test_sweep import DPO, PPO
 
 RUN = PPO | {"evaluation": {"data": {"path": "task:eval_prompts"}, "every_steps": 2}}
 SEARCH = {

@@ -29,7 +29,7 @@ SWEEP = {
     "search": {"algorithm.kl.coef": {"grid": [0.1, 0.2]}},
     "metric": "score_after",
 }
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -153,6 +153,6 @@ def test_importing_the_task_imports_nothing_heavy():
         text=True,
         timeout=60,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert found.stdout.strip() == "[]"

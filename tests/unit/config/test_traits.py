@@ -13,7 +13,7 @@ import pytest
 from raylign.config import ALGORITHMS, Algorithm, CollectConfig, OfflineConfig, OnlineConfig, SimPOConfig
 from raylign.config.traits import Makes, Reads
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 METRICS_PAGE = (ROOT / "docs" / "metrics.md").read_text()
 
 

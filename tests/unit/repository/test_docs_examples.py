@@ -23,7 +23,7 @@ from raylign.tracking import Tracker
 from raylign.types import PromptSet, Ragged, RolloutBatch
 from tests.unit.tiny import EOS, save_tiny, tiny_tokenizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 
 
