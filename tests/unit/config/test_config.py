@@ -219,7 +219,7 @@ def test_a_beta_that_is_not_above_zero_is_refused(write, name, beta):
             "name: rloo\n  samples_per_prompt: 1",
             "a group of 1 is its own baseline, so every advantage would be 0; set 2",
         ),
-        ("name: grpo\n  kl: {where: loss}", "k1 in the loss has a gradient of 0 in expectation"),
+        ("name: grpo\n  kl: {where: loss, estimator: k1}", "k1 in the loss has a gradient of 0 in expectation"),
         ("name: grpo\n  dynamic_sampling: 1\n  max_staleness: 1", "known only after scoring; set max_staleness: 0"),
         ("name: ppo\n  importance: {}\n  old_logprobs: engine", "importance: it compares the learner's logprobs with"),
         ("name: ppo\n  kl: {controller: adaptive, coef: 0}", "run.yaml:8: algorithm.kl: coef: the adaptive controller"),
