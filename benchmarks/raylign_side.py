@@ -99,7 +99,7 @@ def _ppo(settings: dict[str, Any], shared: Path, dtype: str, cores: int) -> dict
 def _read(run: Path, algorithm: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON of peers/record.py, from metrics.jsonl (one line per step) and summary.json."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = json.loads((run / "summary.json").read_text())["stage_seconds"]
+    seconds = json.loads((run / "summary.json").read_text())["section_seconds"]
     # The reference pass of DPO runs before the first step; it counts as work, as for the other sides.
     inner = ("step", "reference") if algorithm == "dpo" else ("step",)
     missing = [name for name in inner if name not in seconds]

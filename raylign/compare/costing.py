@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from raylign.config import CollectConfig, ModelReward, OfflineConfig, OnlineConfig, RunConfig
+from raylign.errors import UserError
 from raylign.storage.run_folder import RunFolder
 
 FLOPS_LEARNED, FLOPS_SCORED = 6, 2
@@ -62,6 +63,8 @@ def cost_of_run(folder: Path) -> Cost:
     """Return the cost of a finished run, read from its directory."""
     run = RunFolder(folder)
     summary = run.summary
+    if "section_seconds" not in summary:
+        raise UserError(f"{folder}: the run was written by an earlier raylign, without section_seconds; run it again")
     return cost_of(run.config, summary, num_parameters(run), _passes(run, summary["steps"]))
 
 
@@ -75,7 +78,7 @@ def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes:
             counted for every run, although runs that find the logprobs in the cache spend no time on it.
     """
     wall: float = summary["wall_seconds"]
-    evaluating: float = summary["stage_seconds"].get("evaluate", 0.0)
+    evaluating: float = summary["section_seconds"].get("evaluate", 0.0)
     reserved: dict[str, dict[str, float]] = summary.get("reserved_seconds") or {
         "train": dict.fromkeys(summary["memory"], wall)
     }
@@ -104,7 +107,7 @@ def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes:
     generated, trained = summary["tokens"].get("generated", 0), _passed(config, summary["tokens"].get("trained", 0))
     return Cost(
         wall_seconds=wall,
-        start_seconds=summary["stage_seconds"].get("start", 0.0),
+        start_seconds=summary["section_seconds"].get("start", 0.0),
         device="gpu" if config.uses_gpus else "cpu",
         device_seconds=everything,
         learning_seconds=longest,

@@ -86,7 +86,7 @@ def _curve(config: RunConfig, run: RunFolder, summary: dict[str, Any], cost: Cos
     found = summary["evaluation"]
     points = [Point(0, 0.0, summary["score_before"], found["before"]["kl"])]
     if isinstance(config.algorithm, OnlineConfig):
-        seconds = summary["stage_seconds"].get("start", 0.0)
+        seconds = summary["section_seconds"].get("start", 0.0)
         for line in run.metrics():
             seconds += line.get("time/step") or 0.0
             points.append(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,22 @@ from raylign.controllers.pool import ActorPool
 from raylign.errors import Interrupted
 from raylign.storage.commits import Commit, Commits
 from raylign.storage.run_folder import RunFolder
-from raylign.tracking import Tracker, View
+from raylign.tracking import Sink, Tracker, View
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is executed, beside its config: nothing here changes what it computes."""
+
+    pool: ActorPool | None = None  # keeps actors for the next run, inside one Ray session
+    group: PlacementGroup | None = None  # placement group in which all actors live; every phase fits in it
+    sinks: Sequence[Sink] = ()  # receive the metrics too
+    until: int | None = None  # leave the run, committed, after this step, unless it is the last
+    quiet: bool = False  # print nothing
+
+    def for_stages(self) -> RunOptions:
+        """Return the options of the runs that this run needs."""
+        return replace(self, sinks=(), until=None)
 
 
 @dataclass
@@ -31,12 +46,10 @@ class Run:
     stop: Stop
     view: View
     tracker: Tracker
+    options: RunOptions
     totals: dict[str, float] = field(
         default_factory=lambda: defaultdict(float)
     )  # summed time/*, tokens/* and reserved/*
-    pool: ActorPool | None = None  # of actors that are kept between runs
-    group: PlacementGroup | None = None  # that the run was given, and that all its phases fit in
-    until: int | None = None  # step after which the run is left, committed, though it is not the last
     wall_before: float = 0.0  # seconds that earlier processes spent on the committed steps
     committed: Commit | None = None
     memory: dict[str, dict[str, int]] = field(default_factory=dict)  # peak bytes by role and place (host, gpu)
@@ -59,22 +72,22 @@ class Run:
 
     def commit_if_due(self, step: int, last: int, write: Callable[[Path], dict[str, Any]]) -> None:
         """Commit after step `step` if it is time, the last one, or the run is to be left; then leave it."""
-        leave = self.stop.requested or step == self.until
+        leave = self.stop.requested or step == self.options.until
         if step % self.config.checkpoint.every_steps == 0 or step == last or leave:
             self.commit(step, write)
         if leave and step < last:
-            raise Interrupted(f"stopped after step {step} of {last}; committed; go on with --resume")
+            raise Interrupted(f"stopped after step {step} of {last}; committed; continue with --resume")
 
     def commit(self, step: int, write: Callable[[Path], dict[str, Any]]) -> None:
-        with self.stage("save"):
+        with self.timed("save"):
             path = self.commits.begin(step)
             state = write(path)
             state |= {"tracker": self.tracker.state(), "totals": dict(self.totals), "wall_seconds": self.wall()}
             self.committed = self.commits.finish(path, step, state)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the wall time of a part of the run that is not inside a step."""
+    def timed(self, name: str) -> Iterator[None]:
+        """Count the wall time of a section of the run that is not inside a step."""
         start = time.perf_counter()
         try:
             yield

@@ -73,7 +73,7 @@ def evaluate(
             parts.append(evaluator.submit_evaluation_part(i, batch, prompts, scores, ref_logprobs, kept))
         return parts
 
-    with run.stage("evaluate"):
+    with run.timed("evaluate"):
         done = supervisor.retry_on_actor_loss(submit, "generate", version, f"evaluation {label}", interruptible=True)
     return _gather(done)
 

@@ -37,7 +37,7 @@ def launch(run: Run, names: Sequence[str], total_steps: int = 0, commit: Commit 
     """
     config = run.config
     needs = {name: _needs(config, name, names) for name in names}
-    pool = run.pool if _reusable(config, needs) else None
+    pool = run.options.pool if _reusable(config, needs) else None
     key = _pool_key(config, needs)
     kept = pool and pool.take(key)
     roles = kept if isinstance(kept, Roles) else _place(run, pool, key, needs)
@@ -45,7 +45,7 @@ def launch(run: Run, names: Sequence[str], total_steps: int = 0, commit: Commit 
     roles.since = {n: run.totals.get(f"reserved/train/{n}", 0.0) if commit else run.wall() for n in names}
     try:
         run.view.status("starting " + ", ".join(names))
-        with run.stage("start"):
+        with run.timed("start"):
             if kept is None:
                 for name, needed in needs.items():
                     _launch_role(roles, config, name, needed)
@@ -89,12 +89,12 @@ def _pool_key(config: RunConfig, needs: Mapping[str, RoleNeeds]) -> str:
 
 def _place(run: Run, pool: ActorPool | None, key: str, needs: Mapping[str, RoleNeeds]) -> Roles:
     run.view.status("placing actors")
-    if run.pool:
-        run.pool.close()  # the actors that it keeps hold resources
+    if run.options.pool:
+        run.options.pool.close()  # the actors that it keeps hold resources
     resources = {name: needed.resources for name, needed in needs.items()}
     wanted = run.config.placement
-    if run.group:
-        placement = place_in(run.group, resources, wanted)
+    if run.options.group:
+        placement = place_in(run.options.group, resources, wanted)
     else:
         placement = reserve(resources, wanted, run.config.limits.placement, run.waiter)
     return Roles(placement, mode=wanted.mode, pool=pool, pool_key=key)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.integration.small_runs import Ended, family, left_behind, metrics, wait_for
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
-SUMMARY_KEYS = {"algorithm", "steps", "score_before", "score_after", "kl", "wall_seconds", "stage_seconds", "tokens"}
+SUMMARY_KEYS = {"algorithm", "steps", "score_before", "score_after", "kl", "wall_seconds", "section_seconds", "tokens"}
 
 
 @needs_vllm

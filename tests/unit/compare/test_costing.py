@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from raylign.compare.costing import cost_of, model_copies, num_parameters
+from raylign.compare.costing import cost_of, cost_of_run, model_copies, num_parameters
 from raylign.compare.pilot import steps_within
 from raylign.config import RunConfig, load_config
-from raylign.errors import ConfigError
+from raylign.errors import ConfigError, UserError
 from raylign.storage.run_folder import RunFolder
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -27,7 +27,7 @@ def summary(held: dict[str, Any], memory: list[str], **more: Any) -> dict[str, A
     found = {
         "steps": 4,
         "wall_seconds": 100.0,
-        "stage_seconds": {"evaluate": 20.0, "start": 10.0},
+        "section_seconds": {"evaluate": 20.0, "start": 10.0},
         "reserved_seconds": held,
         "tokens": {"generated": 1000, "trained": 1000},
         "memory": {role: {"peak_bytes": 100, "host_bytes": 100} for role in memory},
@@ -129,6 +129,15 @@ def test_a_pilot_says_how_many_steps_fit_behind_the_start(tmp_path):
         ConfigError, match="16 device-seconds are too few for one step of dpo: its start alone takes 15"
     ):
         steps_within(16.0, tmp_path, "dpo")
+
+
+def test_a_summary_of_an_earlier_raylign_is_refused_in_one_line(tmp_path):
+    (tmp_path / "summary.json").write_text('{"stage_seconds": {"start": 10.0}}')
+    with pytest.raises(UserError) as caught:
+        cost_of_run(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: the run was written by an earlier raylign, without section_seconds; run it again"
+    )
 
 
 def test_parameters_are_counted_from_the_header(tmp_path):

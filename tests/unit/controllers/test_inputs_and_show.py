@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from raylign.config import RewardModelConfig, SentimentTask, parse_config
-from raylign.controllers.offline import cache_logprobs, cached_logprobs, reference_key
+from raylign.controllers.reference_cache import cache_logprobs, cached_logprobs, reference_key
 from raylign.controllers.run import RunResult
 from raylign.controllers.show import samples_table, show_result
 from raylign.errors import DataError, UserError

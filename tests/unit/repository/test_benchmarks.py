@@ -80,12 +80,12 @@ def test_raylign_side_counts_the_reference_pass_and_refuses_a_run_without_it(tmp
     run.mkdir(parents=True)
     steps = [{"step": i, "dpo/loss": 0.5, "dpo/accuracy": 1.0} for i in range(1, 4)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    (run / "summary.json").write_text(json.dumps({"stage_seconds": {"start": 9.0, "reference": 1.5, "step": 6.0}}))
+    (run / "summary.json").write_text(json.dumps({"section_seconds": {"start": 9.0, "reference": 1.5, "step": 6.0}}))
     result = side.read(tmp_path)
     assert result["seconds_inner"] == 7.5
     assert result["losses"] == [{"loss": 0.5, "accuracy": 1.0}] * 3
 
-    (run / "summary.json").write_text(json.dumps({"stage_seconds": {"step": 6.0}}))
+    (run / "summary.json").write_text(json.dumps({"section_seconds": {"step": 6.0}}))
     with pytest.raises(SystemExit, match="reference"):
         side.read(tmp_path)
 

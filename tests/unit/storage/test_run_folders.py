@@ -11,8 +11,9 @@ import ray
 
 from raylign.actors.waiting import Stop
 from raylign.config import RunConfig, parse_config
-from raylign.controllers import run as module
+from raylign.controllers.context import RunOptions
 from raylign.controllers.run import RunResult, run
+from raylign.controllers.runner import Runner
 from raylign.errors import Interrupted, UserError
 from raylign.pipeline.stages import build_graph
 from raylign.storage.outputs import fresh_folder, newest_folder
@@ -128,5 +129,19 @@ def test_a_stop_before_ray_starts_nothing():
     stop = Stop()
     stop.request()
     with ExitStack() as session, pytest.raises(Interrupted, match="before anything was started"):
-        module._Runner(session, stop, quiet=True)._ensure_ray()
+        Runner(session, stop, RunOptions(quiet=True))._ensure_ray()
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_config_that_is_not_read_any_more_is_refused_in_one_line(config, finished):
+    folder = leave(config, finished=finished)
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("max_failures:", "most_failures:"))
+    with pytest.raises(UserError) as caught:
+        run(config, resume=True)
+    message = str(caught.value)
+    assert message.startswith(f"{file}:")
+    assert "limits.most_failures" in message
+    assert message.endswith("the run was written by another raylign: continue it with that one, or start a new run")
+    assert "\n" not in message
