@@ -1,4 +1,4 @@
-"""Can the model be split as the config says? Told before Ray starts, let alone a GPU is taken."""
+"""Checks that the model can be split as the config says, before Ray starts or a GPU is taken."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from raylign.tracking import Sink, Tracker, View
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is executed, beside its config: nothing here changes what it computes."""
+    """Options of one execution, beside the config: none of them changes what the run computes."""
 
     pool: ActorPool | None = None  # keeps actors for the next run, inside one Ray session
     group: PlacementGroup | None = None  # placement group in which all actors live; every phase fits in it
@@ -59,11 +59,11 @@ class Run:
         self._start = time.monotonic()
 
     def wall(self) -> float:
-        """Seconds this run has taken, over all the processes that worked on it."""
+        """Return the seconds that this run has taken, over all processes that worked on it."""
         return self.wall_before + time.monotonic() - self._start
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Metrics of a finished step (counted from 1), everywhere."""
+        """Report the metrics of a finished step (counted from 1) to every sink and the view."""
         for name, value in metrics.items():
             if name.startswith(("time/", "tokens/")):
                 self.totals[name] += value
@@ -71,7 +71,7 @@ class Run:
         self.view.update(step, metrics)
 
     def commit_if_due(self, step: int, last: int, write: Callable[[Path], dict[str, Any]]) -> None:
-        """Commit after step `step` if it is time, the last one, or the run is to be left; then leave it."""
+        """Commit if it is due, after the last step, and if the run must stop here; then stop it."""
         leave = self.stop.requested or step == self.options.until
         if step % self.config.checkpoint.every_steps == 0 or step == last or leave:
             self.commit(step, write)

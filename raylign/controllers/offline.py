@@ -31,11 +31,11 @@ class OfflineLoop:
         self.step = 0
 
     def set_data(self, data: ObjectRef, ref_logprobs: tuple[FloatArray, FloatArray] | None) -> None:
-        """Every rank keeps the dataset (without a copy, on the node where it lies)."""
+        """Hand every rank the dataset, without a copy on the node where it lies."""
         self._fetch(self.policy.submit_data(data, ray.put(ref_logprobs)), "start")
 
     def accuracy(self, held_out: ObjectRef) -> dict[str, Any]:
-        """Share of held-out pairs that the reward model orders as the labels do."""
+        """Return the share of held-out pairs that the reward model orders as the labels do."""
         self.run.view.status("evaluating")
         with self.run.timed("evaluate"):
             (found,) = self._fetch([self.policy.submit_evaluation(held_out)], "generate")

@@ -28,14 +28,14 @@ _STAGE_SECONDS = 86_400.0  # for another process to make a stage; its death ends
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a run is and what came of it."""
+    """The directory of a finished run and its summary."""
 
     folder: Path
     summary: dict[str, Any]
 
     @property
     def output(self) -> Path:
-        """What the run made: a Hugging Face folder, or the dataset of a collect run."""
+        """The run's result: a Hugging Face folder, or the dataset of a collect run."""
         return self.folder / self.summary["output"]
 
 

@@ -69,7 +69,7 @@ class RunFolder:
 
     @property
     def config(self) -> RunConfig:
-        """What the user wrote, completed with defaults. Raises: see `_read_config`."""
+        """The config that the user wrote, completed with defaults. Raises: see `_read_config`."""
         return _read_config(self.path / _CONFIG)
 
     @property
