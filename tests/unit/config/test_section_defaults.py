@@ -22,7 +22,7 @@ from raylign.config import (
     parse_config,
 )
 from raylign.config.base import Config
-from raylign.config.load import set_value
+from raylign.config.load import Lines, set_value
 from raylign.config.search_space import load_sweep
 
 Leaves = dict[str, Any]
@@ -104,7 +104,7 @@ def _first_valid(build: Build, dotted: str, candidates: Iterator[Any], value: An
 def by_tree(algorithm: str) -> Build:
     def build(dotted: str, value: Any) -> RunConfig:
         tree = run_tree(algorithm)
-        set_value(tree, {}, dotted, value, "test")
+        set_value(tree, Lines(), dotted, value, "test")
         return RunConfig.model_validate(tree)
 
     return build
@@ -183,7 +183,7 @@ def test_every_road_leads_to_the_same_config(tmp_path, algorithm, key, value):
     wanted = leaves(RunConfig.model_validate(tree).model_dump(mode="json")["algorithm"]) | {key: value}
     base, file, sweep = tmp_path / "run.yaml", tmp_path / "set.yaml", tmp_path / "sweep.yaml"
     base.write_text(yaml.safe_dump(tree))
-    set_value(tree, {}, f"algorithm.{key}", value, "test")
+    set_value(tree, Lines(), f"algorithm.{key}", value, "test")
     file.write_text(yaml.safe_dump(tree))
     metric = "score_after"
     search = {f"algorithm.{key}": {"grid": [value]}}
