@@ -13,9 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
+from raylign.actors.fleet import RolloutFleet
+from raylign.actors.role_groups import PolicyGroup, RewardGroup
 from raylign.cli import app
 from raylign.cluster.spec import parse_spec
 from raylign.config import ModelConfig, RunConfig
+from raylign.controllers.roles import Roles
 from raylign.controllers.sampling import Sampling, Shard
 from raylign.errors import UserError
 from raylign.planning import devices
@@ -195,8 +198,14 @@ def test_plan_cuts_a_step_into_the_shards_of_the_run(tmp_path, prompts, rollout,
         algorithm={"prompts_per_step": 16, "samples_per_prompt": 4},
     )
     algorithm: Any = config.algorithm
-    nothing: Any = None  # actors, prompts and turns: only sampling itself uses them
-    run = ShardRecorder(config, nothing, algorithm, nothing, nothing)
+    nothing: Any = None  # placement, prompts and turns, which only sampling itself uses
+    roles = Roles(
+        nothing,
+        policy=PolicyGroup("policy", config.role_resources("policy"), [], 1),
+        reward=RewardGroup("reward", config.role_resources("reward"), [], 1),
+        rollout=RolloutFleet("rollout", config.role_resources("rollout"), [], 1, config.rollout),
+    )
+    run = ShardRecorder(config, roles, algorithm, nothing, nothing)
     shards = run.submit(0, [np.arange(16)], 0).shards
     planned = MemoryModel(config, LengthProfile(np.full(8, 32), np.full(8, 16), 1, "here"), 10)
     assert planned.shard_rows == 4 * max(len(shard.rows) for shard in shards) == 4 * largest
