@@ -28,7 +28,7 @@ app.add_typer(cluster, name="cluster")
 ConfigFile = Annotated[Path, typer.Argument(help="Run config (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="dotted.key=value, over the file.", metavar="[KEY=VALUE]...", show_default=False),
+    typer.Argument(help="Override config keys, e.g. algorithm.beta=0.3.", metavar="[KEY=VALUE]...", show_default=False),
 ]
 
 
@@ -82,7 +82,7 @@ def generate(
     resume: Annotated[bool, typer.Option(help="Continue the newest run of this name.")] = False,
     quiet: Annotated[bool, typer.Option(help="Print only the result.")] = False,
 ) -> None:
-    """Sample the model of a run, score the samples with its reward, and write them as a dataset.
+    """Sample the model that a run starts from (`model.path`), score the samples with its reward, and write them as a dataset.
 
     A collect config sets samples, keep and rows itself; the options override them.
     """
@@ -176,7 +176,7 @@ def compare(
     """Compare methods and write a report: `raylign compare SPEC.yaml`. Without a spec, run algorithms on the exact task
     and show how close each comes to the optimum.
 
-    The options apply only to the exact task.
+    All options but --json apply only to the exact task.
     """
     quiet_libraries()
     if overrides and "=" not in overrides[0] and overrides[0].endswith((".yaml", ".yml")):
@@ -203,7 +203,7 @@ def compare(
 @app.command()
 def doctor(
     address: Annotated[
-        str | None, typer.Option(help="Also look over the cluster there.", show_default="RAY_ADDRESS")
+        str | None, typer.Option(help="Address of a Ray cluster to check too.", show_default="RAY_ADDRESS")
     ] = None,
     output_dir: Annotated[Path, typer.Option(help="Where runs would be written.")] = Path("runs"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the findings to this file.")] = None,

@@ -71,7 +71,7 @@ class RunConfig(Config):
     """Frozen model that the KL is measured against; the policy's start if not set."""
     data: DataConfig
     """Training rows: prompts for the online algorithms and collect; text, messages or prompt/completion for sft; pairs for
-    dpo, simpo, orpo and reward_model; prompt/completion/label for kto."""
+    dpo, simpo, cpo, orpo and reward_model; prompt/completion/label for kto."""
     reward: RewardConfig | None = None
     """Reward that scores completions."""
     evaluation: EvaluationConfig | None = None
