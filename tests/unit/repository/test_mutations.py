@@ -112,8 +112,8 @@ BUGS = {
     ),
     "dynamic sampling takes the lowest prompts": Bug(
         "learners/experience.py",
-        "names[np.argsort(first)][:most]",
-        "names[:most]",
+        "unique_groups[np.argsort(first)][:most]",
+        "unique_groups[:most]",
         "learners/test_experience_groups.py",
     ),
     # policy loss
