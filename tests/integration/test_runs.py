@@ -23,7 +23,8 @@ def test_ppo_uses_vllm_and_an_actor_process_for_every_role(workshop):
     process = workshop.start("ppo", "name=ppo_whole", "rollout.engine=vllm")
     folder = workshop.folder / "runs" / "ppo_whole"
     with Ended(process):
-        wait_for(lambda: (folder / "metrics.jsonl").exists() and metrics(folder), 240, "first step", process)
+        # Before the first step: after it, a loaded machine may need longer to list the processes than the run to end.
+        wait_for((folder / "evaluations" / "before.json").exists, 240, "first evaluation", process)
         children = family(process.pid)
         running = {p.pid: (" ".join(p.cmdline()), _maps(p)) for p in children}
         output, _ = process.communicate(timeout=240)
