@@ -98,7 +98,7 @@ def test_what_nodes_run_needs_no_raylign_there():
         unregister_pickle_by_value(node_facts)
     there = (
         "import sys; sys.modules['raylign'] = None; from ray import cloudpickle\n"
-        "look, arguments = cloudpickle.load(sys.stdin.buffer); print(inspect_node(*arguments)['versions']['ray'])"
+        "inspect_node, arguments = cloudpickle.load(sys.stdin.buffer); print(inspect_node(*arguments)['versions']['ray'])"
     )
     done = subprocess.run([sys.executable, "-c", there], input=sent, capture_output=True, timeout=120, check=True)
     assert done.stdout.decode().strip() == node_facts.version_of("ray")
