@@ -130,7 +130,7 @@ def versions() -> dict[str, str | None]:
     """Return the versions of Python, raylign and each of PACKAGES; None for a package that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "raylign": version_of("raylign")}
     if found["raylign"] is None and importlib.util.find_spec("raylign"):  # a checkout on the path
-        found["raylign"] = importlib.import_module("raylign.version").__version__
+        found["raylign"] = importlib.import_module("raylign").__version__
     for name, distributions in PACKAGES.items():
         found[name] = next((v for v in map(version_of, distributions) if v), None)
     return found

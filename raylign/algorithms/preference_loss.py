@@ -1,4 +1,4 @@
-"""Losses over preference pairs: DPO and its variants, SimPO and ORPO (no reference), and a reward model's.
+"""Losses over preference pairs: DPO and its variants, SimPO, CPO and ORPO (no reference), and a reward model's.
 
 Each loss has a margin, by which the chosen completion wins. They differ in the definition of the margin and in the
 function that makes it grow.

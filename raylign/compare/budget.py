@@ -41,7 +41,7 @@ def cost_of_step(budget: BudgetConfig, config: RunConfig) -> int:
         updates = algorithm.epochs * algorithm.minibatches
         completions = algorithm.samples_per_step * algorithm.epochs
     else:
-        assert isinstance(algorithm, OfflineConfig)  # plan_runs refuses collect, which learns nothing
+        assert isinstance(algorithm, OfflineConfig)  # `read_recipes` refuses collect, which learns nothing
         updates = 1
         completions = algorithm.batch_size * algorithm.samples_per_item
     return updates if budget.unit == "optimizer_steps" else completions * config.rollout.sampling.max_tokens

@@ -13,13 +13,11 @@ from raylign.compare.execute import make_records
 from raylign.compare.expand import PlannedRun, Recipe, comparison_folder, expand_runs, read_recipes
 from raylign.compare.matched import check_matched
 from raylign.compare.pilot import measured_steps
-from raylign.compare.records import RunRecord, write_records
+from raylign.compare.records import RECORDS, RunRecord, write_records
 from raylign.config.compare import CompareConfig, load_compare
 from raylign.errors import RaylignError
 from raylign.pipeline.stages import build_graph
 from raylign.tracking import progress_console
-
-RECORDS = "rows.json"
 
 
 @dataclass(frozen=True)

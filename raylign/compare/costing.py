@@ -64,7 +64,9 @@ def cost_of_run(folder: Path) -> Cost:
     run = RunFolder(folder)
     summary = run.summary
     if "section_seconds" not in summary:
-        raise UserError(f"{folder}: the run was written by an earlier raylign, without section_seconds; run it again")
+        raise UserError(
+            f"{folder}: the run was written by an earlier raylign, without section_seconds; delete the folder and run it again"
+        )
     return cost_of(run.config, summary, num_parameters(run), _passes(run, summary["steps"]))
 
 
@@ -72,16 +74,14 @@ def cost_of(config: RunConfig, summary: dict[str, Any], parameters: int, passes:
     """Compute the cost of a run (definitions: top of this file).
 
     Args:
-        summary: summary.json; one without `reserved_seconds` (of an earlier raylign) counts every role as reserved to the end.
+        summary: what `summary.json` holds.
         parameters: size of the model; critic and reward model are assumed to be as large.
         passes: number of passes of an offline run over its dataset. Its reference scores every row once. That is
             counted for every run, although runs that find the logprobs in the cache spend no time on it.
     """
     wall: float = summary["wall_seconds"]
     evaluating: float = summary["section_seconds"].get("evaluate", 0.0)
-    reserved: dict[str, dict[str, float]] = summary.get("reserved_seconds") or {
-        "train": dict.fromkeys(summary["memory"], wall)
-    }
+    reserved: dict[str, dict[str, float]] = summary["reserved_seconds"]
     train, separate = reserved.get("train", {}), reserved.get("evaluation", {})
     if not separate:  # the same actors trained and evaluated
         train = {role: max(0.0, seconds - evaluating) for role, seconds in train.items()}

@@ -14,6 +14,8 @@ from raylign.compare.samples import Sample
 from raylign.config import ALGORITHMS, CollectConfig, OfflineConfig
 from raylign.files import write_atomic
 
+RECORDS = "rows.json"
+"""Name of the file of records in a comparison's folder."""
 _NUMBERS = ("score_before", "score_after", "length_before", "length_after", "finished")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from raylign.config import RunConfig
+from raylign.errors import UserError
 from raylign.storage.run_folder import RunFolder
 from raylign.tasks import score_function
 
@@ -24,7 +25,11 @@ class Sample:
 
 def read_samples(config: RunConfig, run: RunFolder, label: str) -> tuple[Sample, ...]:
     """Read the samples that an evaluation kept; reference answers of the data are scored by the task's ground truth."""
-    rows = run.samples(label) or []
+    rows = run.samples(label)
+    if rows is None:
+        raise UserError(
+            f"{run}: the samples of the evaluation {label!r} are missing; delete the folder and run it again"
+        )
     samples = [Sample(row["prompt"], row["completion"], row["score"], row["length"], row.get("kl")) for row in rows]
     columns = [row.get("columns", {}) for row in rows]
     if config.task is None or not rows or any(not isinstance(c.get("reference"), str) for c in columns):

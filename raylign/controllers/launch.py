@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from raylign.actors.fleet import RolloutFleet
 from raylign.actors.group import ActorGroup, LearnerGroup
@@ -38,9 +39,10 @@ def launch(run: Run, names: Sequence[str], total_steps: int = 0, commit: Commit 
     config = run.config
     needs = {name: _needs(config, name, names) for name in names}
     pool = run.options.pool if _reusable(config, needs) else None
-    key = _pool_key(config, needs)
-    kept = pool and pool.take(key)
-    roles = kept if isinstance(kept, Roles) else _place(run, pool, key, needs)
+    pool_key = partial(_pool_key, config, needs)
+    kept = pool and pool.take(pool_key(names))
+    roles = kept if isinstance(kept, Roles) else _place(run, pool, needs)
+    roles.pool_key = pool_key
     # A resumed run had its actors from the beginning; what is counted already is not counted again.
     roles.since = {n: run.totals.get(f"reserved/train/{n}", 0.0) if commit else run.wall() for n in names}
     try:
@@ -81,13 +83,13 @@ def _reusable(config: RunConfig, needs: Mapping[str, RoleNeeds]) -> bool:
     return alone and ("rollout" not in needs or reusable_engine)
 
 
-def _pool_key(config: RunConfig, needs: Mapping[str, RoleNeeds]) -> str:
-    """Return what two phases have in common if the same actors can serve both."""
+def _pool_key(config: RunConfig, needs: Mapping[str, RoleNeeds], names: Sequence[str]) -> str:
+    """Return what two phases have in common if the same actors, those of the named roles, can serve both."""
     kind = "online" if isinstance(config.algorithm, OnlineConfig) else "offline"
-    return f"{config.placement.mode} {kind} {sorted((name, repr(needed)) for name, needed in needs.items())}"
+    return f"{config.placement.mode} {kind} {sorted((name, repr(needs[name])) for name in names)}"
 
 
-def _place(run: Run, pool: ActorPool | None, key: str, needs: Mapping[str, RoleNeeds]) -> Roles:
+def _place(run: Run, pool: ActorPool | None, needs: Mapping[str, RoleNeeds]) -> Roles:
     run.view.status("placing actors")
     if run.options.pool:
         run.options.pool.close()  # the actors that it keeps hold resources
@@ -97,7 +99,7 @@ def _place(run: Run, pool: ActorPool | None, key: str, needs: Mapping[str, RoleN
         placement = place_in(run.options.group, resources, wanted)
     else:
         placement = reserve(resources, wanted, run.config.limits.placement, run.waiter)
-    return Roles(placement, mode=wanted.mode, pool=pool, pool_key=key)
+    return Roles(placement, mode=wanted.mode, pool=pool)
 
 
 def _launch_role(roles: Roles, config: RunConfig, name: str, needed: RoleNeeds) -> None:

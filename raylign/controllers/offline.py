@@ -1,4 +1,4 @@
-"""The loop of the algorithms that read a dataset: SFT, reward model, DPO, SimPO, ORPO, KTO.
+"""The loop of the algorithms that read a dataset: SFT, reward model, DPO, SimPO, CPO, ORPO, KTO.
 
     rows -> [reference logprobs, once, cached by content] -> learner.update_rows -> commit
 
@@ -18,6 +18,7 @@ from raylign.actors.role_groups import OfflineLearnerGroup
 from raylign.config import OfflineAlgorithm
 from raylign.controllers.context import Run
 from raylign.controllers.roles import Roles, required
+from raylign.controllers.supervisor import Deadline
 from raylign.data.sampler import Sampler
 from raylign.storage.commits import MERGED
 from raylign.types import FloatArray
@@ -66,8 +67,8 @@ class OfflineLoop:
         self.step = step
         self.sampler.restore(state["sampler"])
 
-    def _fetch(self, refs: list[ObjectRef], phase: str) -> list[Any]:
-        timeout = getattr(self.run.config.limits, phase)
+    def _fetch(self, refs: list[ObjectRef], deadline: Deadline) -> list[Any]:
+        timeout = getattr(self.run.config.limits, deadline)
         return self.run.waiter.fetch(
-            refs, timeout=timeout, waiting_for=f"step {self.step + 1}, {phase} (limits.{phase})"
+            refs, timeout=timeout, waiting_for=f"step {self.step + 1}, {deadline} (limits.{deadline})"
         )

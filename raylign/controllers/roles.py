@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -32,15 +33,15 @@ class Roles:
     evaluator: RewardGroup | None = None  # None: the reward evaluates too
     mode: Literal["disaggregated", "colocated"] = "disaggregated"
     pool: ActorPool | None = None
-    pool_key: str = ""
+    pool_key: Callable[[Sequence[str]], str] | None = None  # from the roles that are kept, for the pool
     since: dict[str, float] = field(default_factory=dict)  # wall seconds of the run when a role was reserved, by role
 
     def __enter__(self) -> Roles:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self.pool and error is None:
-            self.pool.give(self.pool_key, self)
+        if self.pool and self.pool_key and error is None:
+            self.pool.give(self.pool_key([group.role for group in self.groups]), self)
         else:
             self.kill()
 

@@ -105,7 +105,9 @@ class Runner:
         state = commit.state if commit else {}
         done = commit.step if commit else num_parts(folder)
         num_steps = config.algorithm.num_steps(len(job.rows))
-        view = make_view(config.name, num_steps, first_step=done, quiet=options.quiet)
+        view = make_view(
+            config.name, num_steps, headline=config.algorithm.headline, first_step=done, quiet=options.quiet
+        )
         tracker = Tracker(
             folder.path,
             config.tracking,

@@ -1,4 +1,4 @@
-"""Learners of preference pairs: DPO, SimPO and ORPO. They share the forward pass and differ in the loss."""
+"""Learners of preference pairs: DPO, SimPO, CPO and ORPO. They share the forward pass and differ in the loss."""
 
 from __future__ import annotations
 

@@ -122,13 +122,13 @@ def plan(
             return MemoryModel(changed, resolved.profile, steps)
 
         model = measure(resolved.config)
-        stages = resolved.config.phases
+        phases = resolved.config.phases
         found = demands(model, device)
         return Plan(
             config,
             device,
             resolved,
-            {name: model.role(name) for name in dict.fromkeys(name for stage in stages for name in stage)},
+            {name: model.role(name) for name in dict.fromkeys(name for phase in phases for name in phase)},
             found,
             [] if all(demand.fits for demand in found) else changes(measure, resolved.config, device),
             [layout for _, layout in layouts(resolved.config)],

@@ -50,7 +50,7 @@ def _memory_table(plan: Plan) -> Table:
         title="GiB of one actor in its largest state", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
     for name in ("role", "state", *_PARTS.values(), "other", "total"):
-        table.add_column(name, justify="left" if name in ("role", "phase") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("role", "state") else "right", no_wrap=True)
     for name, role in plan.memory.items():
         parts = [role.part_size(part) for part in _PARTS]
         cells = [_gib(size) if size else "-" for size in (*parts, role.peak - sum(parts))]

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from raylign.config.traits import Headline
 from raylign.tracking.console import progress_console
-from raylign.tracking.progress import ONLINE_HEADLINE, Progress, format_clock, format_seconds, format_value, sparkline
+from raylign.tracking.progress import Progress, format_clock, format_seconds, format_value, sparkline
 
 ACCENT = "cyan"
 MAX_WIDTH = 120
@@ -36,9 +36,9 @@ class LiveView:
         *,
         console: Console | None = None,
         first_step: int = 0,
-        headline: Headline = ONLINE_HEADLINE,
+        headline: Headline,
     ) -> None:
-        self._progress = Progress(title, total_steps, first_step, headline)
+        self._progress = Progress(title, total_steps, first_step, headline=headline)
         self._console = console or progress_console()
         self._spinner = Spinner("dots", style=ACCENT)
         self._ending: Text | None = None

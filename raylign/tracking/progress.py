@@ -8,10 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from raylign.config.online import OnlineConfig
 from raylign.config.traits import Headline
 
-ONLINE_HEADLINE = OnlineConfig.headline
 # Shown where reported, around the headline metrics that the run's algorithm names: (metric, label).
 BEFORE_HEADLINE = (("reward/std", "reward std"), ("kl/k1", "kl"))
 AFTER_HEADLINE = (
@@ -51,7 +49,8 @@ class Progress:
         title: str,
         total_steps: int,
         first_step: int = 0,
-        headline: Headline = ONLINE_HEADLINE,
+        *,
+        headline: Headline,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.title = title

@@ -65,8 +65,11 @@ class Tracker:
             sink.log(step, scalars)
 
     def state(self) -> dict[str, Any]:
-        """Return what the next process needs to continue the same tracked run: JSON, for the commit's manifest."""
-        return {key: value for sink in self._sinks for key, value in sink.state().items()}
+        """Return what the next process needs to continue the same tracked run: JSON, for the commit's manifest.
+
+        Sinks that were handed to the run are left out: they live in this process, and their maker can make them again.
+        """
+        return {key: value for sink in self._services for key, value in sink.state().items()}
 
     def close(self, exit_code: int = 0) -> None:
         """Flush and close every sink; an `exit_code` other than 0 marks the run as failed."""

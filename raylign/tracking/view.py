@@ -10,7 +10,7 @@ from rich.console import Console
 
 from raylign.config.traits import Headline
 from raylign.tracking.console import progress_console
-from raylign.tracking.progress import ONLINE_HEADLINE, Progress, format_clock, format_value
+from raylign.tracking.progress import Progress, format_clock, format_value
 
 LINE_SECONDS = 5.0
 HEARTBEAT_SECONDS = 30.0
@@ -66,11 +66,11 @@ class PlainView:
         *,
         console: Console | None = None,
         first_step: int = 0,
-        headline: Headline = ONLINE_HEADLINE,
+        headline: Headline,
         line_seconds: float = LINE_SECONDS,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        self._progress = Progress(title, total_steps, first_step, headline)
+        self._progress = Progress(title, total_steps, first_step, headline=headline)
         self._console = console or progress_console()
         self._line_seconds = line_seconds
         self._heartbeat_seconds = heartbeat_seconds
@@ -141,7 +141,7 @@ def make_view(
     *,
     console: Console | None = None,
     first_step: int = 0,
-    headline: Headline = ONLINE_HEADLINE,
+    headline: Headline,
     quiet: bool = False,
 ) -> View:
     """Return a LiveView on a terminal, a PlainView elsewhere, a NullView if `quiet`; `first_step` steps are done."""

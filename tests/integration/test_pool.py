@@ -9,11 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+import yaml
 
 from raylign import parse_config, run
 from raylign.actors.session import ray_session
 from raylign.config import RunConfig
 from raylign.controllers.pool import actor_pool
+from raylign.controllers.run import make_stages
 
 TINY = {
     "task": {"name": "exact", "vocab_size": 3, "length": 2},
@@ -27,6 +29,16 @@ TINY = {
 def tiny(folder: Path, name: str, seed: int, algorithm: str = "rloo") -> RunConfig:
     learning = {"name": algorithm, "steps": 2, "prompts_per_step": 4, "optimizer": {"learning_rate": 1e-3}}
     return parse_config({**TINY, "name": name, "seed": seed, "output_dir": str(folder), "algorithm": learning})
+
+
+def tiny_dpo(folder: Path, name: str, data_seed: int, seed: int = 0) -> RunConfig:
+    """DPO on pairs that are sampled with `data_seed`; equal pairs share their reference logprobs."""
+    pairs = folder / f"pairs-{data_seed}.yaml"
+    collect = {"name": "collect", "rows": 16, "prompts_per_step": 1, "samples_per_prompt": 32}
+    pairs.write_text(yaml.safe_dump({**TINY, "name": pairs.stem, "seed": data_seed, "algorithm": collect}))
+    learning = {"name": "dpo", "batch_size": 8, "optimizer": {"learning_rate": 1e-3}}
+    tree = {**TINY, "name": name, "seed": seed, "output_dir": str(folder), "algorithm": learning}
+    return parse_config(tree | {"data": {"path": f"run:{pairs}"}, "reward": None})
 
 
 def weights(folder: Path) -> str:
@@ -58,3 +70,18 @@ def test_runs_in_kept_actors_are_those_of_fresh_ones_and_leave_nothing(tmp_path)
             time.sleep(0.2)
     assert weights(second.folder) == weights(fresh.folder)
     assert weights(first.folder) != weights(second.folder)  # negative control: the seed matters
+
+
+@pytest.mark.timeout(300)
+def test_offline_runs_that_release_their_reference_are_kept_for_what_is_left(tmp_path):
+    configs = [tiny_dpo(tmp_path, "one", 0), tiny_dpo(tmp_path, "two", 1), tiny_dpo(tmp_path, "three", 1, seed=5)]
+    with ray_session():
+        make_stages(configs, quiet=True)
+        with actor_pool() as pool:
+            run(configs[0], quiet=True, pool=pool)
+            run(configs[1], quiet=True, pool=pool)  # other pairs: a reference of its own, which the pool does not have
+            kept = actor_pids()
+            run(
+                configs[2], quiet=True, pool=pool
+            )  # the same pairs: their logprobs are known, the policy's actor serves
+            assert actor_pids() == kept != set()

@@ -13,6 +13,7 @@ from raylign.compare.exact.expand import ExactSpec, expand_exact
 from raylign.compare.exact.frontier import draw
 from raylign.compare.exact.records import ExactRecord, execute, write_records
 from raylign.compare.exact.scores import curve_of
+from raylign.compare.records import RECORDS
 from raylign.config import TaskConfig
 from raylign.errors import UserError
 
@@ -31,7 +32,7 @@ def compare_exact(task: str, spec: ExactSpec, json_file: Path | None) -> list[Ex
     with console.status("starting") as status:
         for record in execute(planned, status.update):
             records.append(record)
-            write_records(folder / "rows.json", records)
+            write_records(folder / RECORDS, records)
             console.print(
                 f"{record.algorithm:<12} beta {record.beta:<4g} seed {record.seed}  "
                 f"{record.fraction_of_optimum:.4f} of the optimum  ({record.seconds:.0f} s)"
@@ -42,7 +43,7 @@ def compare_exact(task: str, spec: ExactSpec, json_file: Path | None) -> list[Ex
     if json_file:
         write_records(json_file, records)
     console.print(_table(records))
-    for file in [folder / "rows.json", *pictures]:
+    for file in [folder / RECORDS, *pictures]:
         console.print(os.path.relpath(file), soft_wrap=True)
     return records
 

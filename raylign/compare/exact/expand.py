@@ -73,7 +73,7 @@ def expand_exact(spec: ExactSpec) -> tuple[Path, list[PlannedRun]]:
         kl_key = ALGORITHMS[algorithm].kl_key
         assert kl_key is not None  # every recipe has a KL coefficient
         settings: dict[str, Any] = {kl_key: beta}
-        if algorithm == "dpo":
+        if ALGORITHMS[algorithm].reads == "pairs":
             pairs = configs / f"pairs-seed{seed}.yaml"
             _write(pairs, "pairs", seed, folder, spec.overrides, {"algorithm.rows": spec.num_pairs})
             settings["data.path"] = f"run:{pairs}"

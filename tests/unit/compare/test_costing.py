@@ -82,12 +82,6 @@ def test_gpus_are_the_devices_where_a_run_has_any_and_colocated_roles_take_turns
     assert together.learning_device_seconds == 80.0
 
 
-def test_a_summary_of_an_earlier_raylign_counts_roles_as_held_to_the_end():
-    told = summary({}, ONLINE)
-    del told["reserved_seconds"]
-    assert cost_of(recipe("ppo"), told, parameters=1).total_device_seconds == pytest.approx(175.0)
-
-
 @pytest.mark.parametrize(
     ("name", "overrides", "copies"),
     [
@@ -136,7 +130,7 @@ def test_a_summary_of_an_earlier_raylign_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
         cost_of_run(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: the run was written by an earlier raylign, without section_seconds; run it again"
+        f"{tmp_path}: the run was written by an earlier raylign, without section_seconds; delete the folder and run it again"
     )
 
 

@@ -18,7 +18,7 @@ from raylign.config.graph import check_graph
 from raylign.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
-COMPARISONS = set((ROOT / "recipes").glob("compare_*.yaml"))  # see test_compare_spec.py
+COMPARISONS = set((ROOT / "recipes").glob("compare_*.yaml"))  # see tests/unit/compare/test_spec.py
 RECIPES = sorted(set((ROOT / "recipes").glob("*.yaml")) - COMPARISONS)
 
 DPO = """\

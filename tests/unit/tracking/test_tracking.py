@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -46,6 +47,8 @@ PPO = {
     "time/update_policy": 1.5,
     "time/idle_fraction": 0.12,
 }
+
+HEADLINE = ALGORITHMS["ppo"].headline
 
 
 def tracker(
@@ -299,7 +302,7 @@ class TestLiveView:
     @pytest.mark.parametrize("width", [40, 80, 120])
     def test_shows_where_the_run_is(self, width: int):
         console = screen(width)
-        view = LiveView("my-run", 100, console=console)
+        view = LiveView("my-run", 100, console=console, headline=HEADLINE)
         for step in range(1, 11):
             view.update(step, PPO | {"reward/mean": 0.1 * step})
         view.status("generating")
@@ -312,7 +315,7 @@ class TestLiveView:
 
     def test_speaks_before_the_first_step(self):
         console = screen(80)
-        view = LiveView("my-run", 100, console=console)
+        view = LiveView("my-run", 100, console=console, headline=HEADLINE)
         view.status("placing actors")
         console.print(view)
         text = console.export_text()
@@ -330,7 +333,7 @@ class TestLiveView:
 
     def test_values_that_are_not_finite_are_shown_not_fatal(self):
         console = screen(80)
-        view = LiveView("my-run", 4, console=console)
+        view = LiveView("my-run", 4, console=console, headline=HEADLINE)
         for step in (1, 2, 3):
             view.update(step, dict.fromkeys(PPO, math.nan))
         console.print(view)
@@ -338,7 +341,7 @@ class TestLiveView:
 
     def test_live_notes_and_the_end(self):
         console = screen(80)
-        with LiveView("my-run", 2, console=console) as view:
+        with LiveView("my-run", 2, console=console, headline=HEADLINE) as view:
             view.note("saved to runs/[x]")
             view.update(2, PPO)
         text = console.export_text()
@@ -347,7 +350,7 @@ class TestLiveView:
 
     def test_an_error_passes_through_and_is_shown(self):
         console = screen(80)
-        with pytest.raises(RuntimeError, match="boom"), LiveView("my-run", 2, console=console):
+        with pytest.raises(RuntimeError, match="boom"), LiveView("my-run", 2, console=console, headline=HEADLINE):
             raise RuntimeError("boom")
         assert "✗ stopped after 0:00" in console.export_text()
 
@@ -355,7 +358,7 @@ class TestLiveView:
 class TestPlainView:
     def run(self, **options) -> list[str]:
         stream = io.StringIO()
-        with PlainView("my-run", 100, console=progress_console(stream, width=20), **options) as view:
+        with PlainView("my-run", 100, console=progress_console(stream, width=20), headline=HEADLINE, **options) as view:
             view.status("placing actors")
             for step in range(1, 11):
                 view.status("generating")
@@ -377,7 +380,9 @@ class TestPlainView:
 
     def test_a_status_that_lasts_is_printed_again(self):
         stream = io.StringIO()
-        with PlainView("my-run", 9, console=progress_console(stream), heartbeat_seconds=0.02) as view:
+        with PlainView(
+            "my-run", 9, console=progress_console(stream), headline=HEADLINE, heartbeat_seconds=0.02
+        ) as view:
             view.status("placing actors")
             view._stopped.wait(0.3)
         assert "my-run: placing actors, 0:00" in stream.getvalue().splitlines()
@@ -388,7 +393,7 @@ class TestNobodyReads:
     def test_closed_stream(self, kind: type):
         stream = io.StringIO()
         console = progress_console(stream, force_terminal=kind is LiveView)
-        with kind("my-run", 2, console=console) as view:
+        with kind("my-run", 2, headline=HEADLINE, console=console) as view:
             stream.close()
             view.update(1, PPO)
             view.note("still here")
@@ -397,7 +402,9 @@ class TestNobodyReads:
         read_end, write_end = os.pipe()
         os.close(read_end)
         stream = os.fdopen(write_end, "w")
-        with kind("my-run", 2, console=progress_console(stream, force_terminal=kind is LiveView)) as view:
+        with kind(
+            "my-run", 2, headline=HEADLINE, console=progress_console(stream, force_terminal=kind is LiveView)
+        ) as view:
             view.update(1, PPO)
             view.note("still here")
         with pytest.raises(BrokenPipeError):  # the control: the pipe was broken
@@ -411,7 +418,7 @@ def test_shells_that_close_the_stream(tmp_path: Path, redirection: str):
     code = f"""
         import pathlib, time
         from raylign.tracking import make_view
-        with make_view("r", 3) as view:
+        with make_view("r", 3, headline=()) as view:
             time.sleep(0.2)  # for the reader to go
             for step in (1, 2, 3):
                 view.update(step, {{}})
@@ -426,14 +433,14 @@ def test_shells_that_close_the_stream(tmp_path: Path, redirection: str):
 
 def test_make_view_picks_what_fits():
     terminal = progress_console(io.StringIO(), force_terminal=True)
-    assert isinstance(make_view("r", 1, console=terminal), LiveView)
-    assert isinstance(make_view("r", 1, console=progress_console(io.StringIO())), PlainView)
-    assert isinstance(make_view("r", 1, console=terminal, quiet=True), NullView)
+    assert isinstance(make_view("r", 1, headline=HEADLINE, console=terminal), LiveView)
+    assert isinstance(make_view("r", 1, headline=HEADLINE, console=progress_console(io.StringIO())), PlainView)
+    assert isinstance(make_view("r", 1, headline=HEADLINE, console=terminal, quiet=True), NullView)
 
 
 def test_eta_is_the_pace_of_the_steps_without_the_start_up():
     now = 0.0
-    progress = Progress("r", 10, clock=lambda: now)
+    progress = Progress("r", 10, headline=HEADLINE, clock=lambda: now)
     assert progress.eta is None
     now = 1000.0  # placing and loading
     progress.update(1, {"time/step": 7.0})
@@ -448,7 +455,7 @@ def test_eta_is_the_pace_of_the_steps_without_the_start_up():
 
 def test_a_resumed_run_does_not_take_old_steps_for_its_own():
     now = 10.0
-    progress = Progress("r", 100, first_step=50, clock=lambda: now)
+    progress = Progress("r", 100, first_step=50, headline=HEADLINE, clock=lambda: now)
     progress.update(51, {})
     now = 12.0
     progress.update(52, {})
@@ -493,7 +500,7 @@ class TestSinks:
         assert list(TrackingConfig.model_fields) == list(SINKS)
         assert all(Sink in resolve_name(path).__mro__ for path in SINKS.values())
 
-    def test_a_sink_of_the_user_gets_the_metrics_and_keeps_state(self, tmp_path: Path):
+    def test_a_sink_of_the_user_gets_the_metrics_and_keeps_no_state_in_commits(self, tmp_path: Path):
         class Mine(Sink):
             def __init__(self) -> None:
                 self.seen: list = []
@@ -509,6 +516,20 @@ class TestSinks:
 
         with Tracker(tmp_path, TrackingConfig(), "r", {}, sinks=[mine := Mine()]) as t:
             t.log(1, {"x": 1.0})
-            assert t.state() == {"mine": 1}
+            assert t.state() == {}  # its maker makes it again; only services of the config are taken up
             assert t.location is None
         assert mine.seen == [(1, {"x": 1.0}), 0]
+
+
+def test_a_sink_of_the_user_needs_no_state_to_be_committed(tmp_path):
+    class Bare:
+        """The oldest form of a sink: no subclass of Sink, and nothing but these two."""
+
+        def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+        def close(self, exit_code: int) -> None: ...
+
+    bare: Any = Bare()
+    with Tracker(tmp_path, TrackingConfig(), "run", {}, sinks=[bare]) as tracker:
+        tracker.log(1, {"reward/mean": 1.0})
+        assert tracker.state() == {}
