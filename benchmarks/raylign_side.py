@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 from harness import Side
+
+from raylign.storage.run_folder import RunFolder
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # The metric names of the peers, and those of raylign.
@@ -98,8 +99,8 @@ def _ppo(settings: dict[str, Any], shared: Path, dtype: str, cores: int) -> dict
 
 def _read(run: Path, algorithm: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON of peers/record.py, from metrics.jsonl (one line per step) and summary.json."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = json.loads((run / "summary.json").read_text())["section_seconds"]
+    folder = RunFolder(run)
+    lines, seconds = folder.metrics(), folder.summary["section_seconds"]
     # The reference pass of DPO runs before the first step; it counts as work, as for the other sides.
     inner = ("step", "reference") if algorithm == "dpo" else ("step",)
     missing = [name for name in inner if name not in seconds]

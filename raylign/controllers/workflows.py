@@ -23,12 +23,15 @@ from raylign.types import Dataset, PairSet, PromptSet
 Scores = dict[str, Any]  # {"before": {...}, "after": {...}}
 
 
-def execute(run: Run, rows: Any, held_out: Any, commit: Commit | None) -> Scores:
+def execute(run: Run, rows: Dataset, held_out: Dataset | None, commit: Commit | None) -> Scores:
     """Take a run from a commit (or its start) to its end; `rows` are what `config.algorithm.reads`."""
     match run.config.algorithm:
         case CollectConfig() as algorithm:
+            assert isinstance(rows, PromptSet)
             return collected(run, algorithm, rows)
         case OnlineConfig() as algorithm:
+            assert isinstance(rows, PromptSet)
+            assert held_out is None or isinstance(held_out, PromptSet)
             return online(run, algorithm, rows, held_out, commit)
         case algorithm:
             return offline(run, algorithm, rows, held_out, commit)
@@ -56,7 +59,7 @@ def online(
 
 
 def offline(
-    run: Run, algorithm: OfflineAlgorithm, rows: Any, held_out: Dataset | None, commit: Commit | None
+    run: Run, algorithm: OfflineAlgorithm, rows: Dataset, held_out: Dataset | None, commit: Commit | None
 ) -> Scores:
     """Train on a dataset, then release the learner and evaluate; a reward model evaluates itself while it is there."""
     total = algorithm.num_optimizer_steps(len(rows))

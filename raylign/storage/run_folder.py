@@ -180,7 +180,7 @@ class RunFolder:
     def samples(self, label: str) -> list[dict[str, Any]] | None:
         """Return the completions that an evaluation kept, or None if it kept none."""
         file = self._samples_file(label)
-        return [json.loads(line) for line in file.open()] if file.exists() else None
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else None
 
     def write_evaluation(
         self, label: str, numbers: dict[str, Any], samples: list[dict[str, Any]] | None = None
@@ -237,7 +237,7 @@ def _read_config(file: Path) -> RunConfig:
     except ConfigError as e:
         more = f" (and {len(e.problems) - 1} more)" if len(e.problems) > 1 else ""
         raise UserError(
-            f"{e.problems[0]}{more}; the run was written by another raylign: continue it with that one, or start a new run"
+            f"{e.problems[0]}{more}; the run was written by another raylign or its config was edited: continue it with that raylign, or start a new run"
         ) from None
 
 

@@ -143,5 +143,5 @@ def test_a_config_that_is_not_read_any_more_is_refused_in_one_line(config, finis
     message = str(caught.value)
     assert message.startswith(f"{file}:")
     assert "limits.most_failures" in message
-    assert message.endswith("the run was written by another raylign: continue it with that one, or start a new run")
+    assert message.endswith("continue it with that raylign, or start a new run")
     assert "\n" not in message
