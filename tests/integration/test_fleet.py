@@ -124,6 +124,12 @@ def test_an_engine_gets_no_work_before_it_has_the_version(make, waiter):
     assert batch.prompt_rows.tolist() == [3, 3, 4, 4]  # all samples of a prompt in one call
 
 
+def wait_for_work(fleet: RolloutFleet) -> None:
+    """Wait until Ray has every result of the engines' work; the fleet only takes note of those that are there."""
+    refs = [ref for engine in fleet.engines for ref in engine.work]
+    assert ray.wait(refs, num_returns=len(refs), timeout=60)[1] == []
+
+
 def test_parts_go_where_the_least_is_left_to_do(make, waiter, tmp_path):
     fleet, prompts = make(), ray.put("prompts")
     sync(fleet, waiter)
@@ -133,9 +139,11 @@ def test_parts_go_where_the_least_is_left_to_do(make, waiter, tmp_path):
     short = [fleet.submit(prompts, np.array([row]), 1, 0, 0) for row in (3, 4, 5)]
     (tmp_path / "generate").unlink()
     assert [maker(job.batch) for job in (long, *short)] == [one, other, other, other]
+    wait_for_work(fleet)
     parts = [(np.array([6]), 0), (np.arange(7, 10), 0), (np.array([10]), 0)]
     jobs = fleet.submit_parts(prompts, parts, 1, 0)  # the longest first: it has an engine to itself
     assert [maker(job.batch) for job in jobs] == [other, one, other]
+    wait_for_work(fleet)
     fleet.submit(prompts, np.array([0]), 1, 0, 0)
     assert fleet.engines[0].load == pytest.approx(5)  # the completions of row 0 had 5 tokens, not 16
 
