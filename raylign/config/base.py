@@ -21,13 +21,13 @@ class Config(BaseModel):
     def _complete_sections(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        completed = {}
-        for name, field in cls.model_fields.items():
-            default, given = field.default, values.get(name)
-            # A section whose class is chosen by a key of its own (`type`, `name`) has nothing in common with the default.
-            if isinstance(default, Config) and field.annotation is type(default):
-                completed[name] = _completed(default, given)
-        return values | {name: section for name, section in completed.items() if name in values}
+        # A section whose class is chosen by a key of its own (`type`, `name`) has nothing in common with the default.
+        sections = {
+            name: field.default
+            for name, field in cls.model_fields.items()
+            if name in values and isinstance(field.default, Config) and field.annotation is type(field.default)
+        }
+        return values | {name: _completed(default, values[name]) for name, default in sections.items()}
 
 
 def _completed(default: Config, given: Any) -> Any:
