@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from raylign.algorithms.loss import LossSum
 from raylign.algorithms.preference_loss import cpo_loss, dpo_loss, orpo_loss, simpo_loss
 from raylign.algorithms.supervised_loss import cross_entropy_loss
 from raylign.config import ModelConfig
-from raylign.config.offline import CPOConfig, DPOConfig, ORPOConfig, SimPOConfig
+from raylign.config.offline import CPOConfig, DPOConfig, ORPOConfig, PreferenceConfig, SimPOConfig
 from raylign.learners.offline import (
     RefLogprobs,
     completion_logprobs,
@@ -23,6 +24,8 @@ from raylign.learners.policy import PolicyLearner
 from raylign.learners.spec import LearnerSpec
 from raylign.learners.world import World
 from raylign.types import LongArray, PairSet
+
+A = TypeVar("A", bound=PreferenceConfig)
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,16 @@ class PairLogprobs:
         return self.chosen / self.num_chosen, self.rejected / self.num_rejected
 
 
-class PairLearner(PolicyLearner):
+class PairLearner(PolicyLearner, Generic[A]):
     """A policy that learns from pairs, by the loss of its algorithm plus `sft_coef` times the SFT term.
 
     The SFT term is the negative logprob per token of the chosen completion (Pang et al. 2024, eq. 1), so that all pairs
     have the same weight, however long they are.
     """
 
-    sft_coef: float
+    def __init__(self, model: ModelConfig, spec: LearnerSpec, algorithm: A, world: World | None = None) -> None:
+        super().__init__(model, spec, world)
+        self.algorithm, self.sft_coef = algorithm, algorithm.sft_coef
 
     def set_data(self, data: PairSet, ref_logprobs: RefLogprobs | None = None) -> None:
         """Set the dataset; the reference logprobs are for losses that need them."""
@@ -72,12 +77,8 @@ class PairLearner(PolicyLearner):
         return LossSum(result.total + self.sft_coef * sft.total, result.metrics | sft.metrics)
 
 
-class DPOLearner(PairLearner):
+class DPOLearner(PairLearner[DPOConfig]):
     """A policy that learns by direct preference optimisation, with reference logprobs computed beforehand."""
-
-    def __init__(self, model: ModelConfig, spec: LearnerSpec, algorithm: DPOConfig, world: World | None = None) -> None:
-        super().__init__(model, spec, world)
-        self.algorithm, self.sft_coef = algorithm, algorithm.sft_coef
 
     def set_data(self, data: PairSet, ref_logprobs: RefLogprobs | None = None) -> None:
         """Set the dataset and its reference logprobs, of chosen and of rejected."""
@@ -103,14 +104,8 @@ class DPOLearner(PairLearner):
         )
 
 
-class SimPOLearner(PairLearner):
+class SimPOLearner(PairLearner[SimPOConfig]):
     """A policy that learns by simple preference optimisation: logprobs per token, no reference."""
-
-    def __init__(
-        self, model: ModelConfig, spec: LearnerSpec, algorithm: SimPOConfig, world: World | None = None
-    ) -> None:
-        super().__init__(model, spec, world)
-        self.algorithm, self.sft_coef = algorithm, algorithm.sft_coef
 
     def preference_loss(self, pairs: PairLogprobs, rows: LongArray) -> LossSum:
         chosen, rejected = pairs.per_token
@@ -119,12 +114,8 @@ class SimPOLearner(PairLearner):
         )
 
 
-class CPOLearner(PairLearner):
+class CPOLearner(PairLearner[CPOConfig]):
     """A policy that learns by contrastive preference optimisation: sums of logprobs, no reference."""
-
-    def __init__(self, model: ModelConfig, spec: LearnerSpec, algorithm: CPOConfig, world: World | None = None) -> None:
-        super().__init__(model, spec, world)
-        self.algorithm, self.sft_coef = algorithm, algorithm.sft_coef
 
     def preference_loss(self, pairs: PairLogprobs, rows: LongArray) -> LossSum:
         return cpo_loss(
@@ -135,14 +126,8 @@ class CPOLearner(PairLearner):
         )
 
 
-class ORPOLearner(PairLearner):
+class ORPOLearner(PairLearner[ORPOConfig]):
     """A policy that learns by odds-ratio preference optimisation: the SFT term is part of it, no reference."""
-
-    def __init__(
-        self, model: ModelConfig, spec: LearnerSpec, algorithm: ORPOConfig, world: World | None = None
-    ) -> None:
-        super().__init__(model, spec, world)
-        self.algorithm, self.sft_coef = algorithm, algorithm.sft_coef
 
     def preference_loss(self, pairs: PairLogprobs, rows: LongArray) -> LossSum:
         chosen, rejected = pairs.per_token
